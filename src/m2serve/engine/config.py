@@ -1,0 +1,31 @@
+"""How one engine is set up. Field names are vLLM's flag names where the meaning is the same."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import msgspec
+
+Device = Literal["auto", "cpu", "cuda"]
+DType = Literal["auto", "bfloat16", "float32"]
+
+
+class EngineConfig(msgspec.Struct, frozen=True, kw_only=True):
+    """Sent to the engine process as JSON.
+
+    `used_vocab_size`: ids at or above it are never sampled (0: the whole vocabulary).
+    `kv_cache_memory_bytes` 0 means: chosen from the memory that is free after loading.
+    `max_model_len` 0 means: the checkpoint's own context length, or what the KV cache can hold.
+    """
+
+    model_path: str
+    device: Device = "auto"
+    dtype: DType = "auto"
+    max_model_len: int = 0
+    max_num_seqs: int = 64
+    max_num_batched_tokens: int = 2048
+    block_size: int = 16
+    enable_prefix_caching: bool = True
+    kv_cache_memory_bytes: int = 0
+    used_vocab_size: int = 0
+    num_threads: int = 0
