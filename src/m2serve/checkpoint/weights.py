@@ -1,8 +1,8 @@
 """One in-memory representation per storage format, bit for bit what the file holds.
 
-Letters: *B leading batch dims (none for an attention projection; [E, 2] for the stacked w1 and w3 of
-all experts, [E] for w2), N output rows, K input columns. Four-bit codes are two per byte along K,
-the low nibble is the even k, whatever order the file used.
+Letters: *B leading batch dims (none for an attention projection; [E, 2] for the stacked w1 and w3
+of all experts, [E] for w2), N output rows, K input columns. Four-bit codes are two per byte along
+K, the low nibble is the even k, whatever order the file used.
 """
 
 from __future__ import annotations

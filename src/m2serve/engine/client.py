@@ -33,7 +33,7 @@ class EngineClient(Protocol):
         """Start the engine without waiting for it to be ready."""
 
     async def wait_ready(self) -> EngineInfo:
-        """Return when a token has been generated; raise M2Error with the cause if start-up fails."""
+        """Return when a token has been generated; raise M2Error with the cause if it fails."""
 
     @property
     def info(self) -> EngineInfo:

@@ -16,13 +16,13 @@ FinishReason = Literal["stop", "length", "abort", "error"]
 class SamplingParams(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """How to choose tokens for one sequence (`n` sequences are `n` requests).
 
-    temperature 0 is greedy. top_k 0 and -1, top_p 1 and min_p 0 switch the filter off. Filters apply
-    in vLLM's order: penalties and biases on raw logits, temperature, min_p, top_k, top_p.
+    temperature 0 is greedy. top_k 0 and -1, top_p 1 and min_p 0 switch the filter off. Filters
+    apply in vLLM's order: penalties and biases on raw logits, temperature, min_p, top_k, top_p.
     `logprobs` is the number of alternatives to report for each generated token (0: only the
     chosen one; None: no logprobs); they are of the model's raw distribution, before penalties
     and temperature. `bad_words_ids` are token sequences whose last token is banned when the rest
-    has just been produced. `forced_token_ids`, when set, replaces sampling: the ids come out in this order
-    (through the real scheduler and model), whatever the logits say.
+    has just been produced. `forced_token_ids`, when set, replaces sampling: the ids come out in
+    this order (through the real scheduler and model), whatever the logits say.
     """
 
     max_tokens: int

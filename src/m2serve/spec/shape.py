@@ -92,7 +92,7 @@ class ModelShape:
 
 
 def load_config(folder: Path) -> dict[str, Any]:
-    """Parse FOLDER/config.json; raises ConfigError when it is absent, too large or not an object."""
+    """Parse FOLDER/config.json; raises ConfigError when it is absent, too large or no object."""
     path = folder / "config.json"
     if not path.is_file():
         raise ConfigError(f"{folder} has no config.json, so it is not a checkpoint folder")
