@@ -1,0 +1,45 @@
+# Every target does its own set-up on a fresh machine: git, Python 3.11+ and a package registry.
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+TINY := build/tiny
+PORT ?= 8000
+
+.PHONY: help serve test check lint slow vllm-bench clean
+
+help:  ## show this
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 14
+
+$(STAMP): pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt torch==2.13.0
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[test]'
+	@touch $@
+
+$(TINY)/config.json: tests/tiny.py | $(STAMP)
+	$(BIN)/python tests/tiny.py $(TINY)
+
+serve: $(STAMP) $(TINY)/config.json  ## install, then serve a small generated checkpoint
+	$(BIN)/m2 serve $(TINY) --served-model-name MiniMax-M2.5 --port $(PORT)
+
+test: lint  ## install, then run every check that fits in a quarter of an hour
+	$(BIN)/python -m pytest -m "not slow and not gpu and not integration"
+
+lint: $(STAMP)  ## style, types and the floors of the house
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+slow: $(STAMP)  ## the checks that take minutes
+	$(BIN)/python -m pytest -m slow
+
+gpu: $(STAMP)  ## the checks that need a CUDA device
+	$(BIN)/python -m pytest -m gpu
+
+vllm-bench: $(STAMP) $(TINY)/config.json  ## vLLM's own load generator against our server
+	scripts/vllm_bench.sh $(TINY)
+
+clean:
+	rm -rf $(VENV) build dist

@@ -1,0 +1,144 @@
+"""`m2 chat`: talk to a server in the terminal."""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+from dataclasses import dataclass, field
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+
+from m2serve.client import Endpoint, EndpointError
+
+DEFAULT_URL = "http://127.0.0.1:8000"
+_HELP = "/reset forgets the conversation, /exit leaves, Ctrl-C stops an answer"
+
+
+@dataclass
+class Turn:
+    """One answer as it grows; `message()` is what goes back to the server in the next request."""
+
+    reasoning: str = ""
+    content: str = ""
+    tool_calls: dict[int, dict[str, Any]] = field(default_factory=dict)
+    finish_reason: str | None = None
+
+    def message(self) -> dict[str, Any]:
+        message: dict[str, Any] = {"role": "assistant", "content": self.content}
+        if self.reasoning:
+            message["reasoning_content"] = self.reasoning
+        if self.tool_calls:
+            message["tool_calls"] = [self.tool_calls[i] for i in sorted(self.tool_calls)]
+        return message
+
+
+def chat(
+    url: Annotated[str, typer.Argument(help="Base URL of the server.")] = DEFAULT_URL,
+    model: Annotated[str | None, typer.Option(help="Served model name.")] = None,
+    system: Annotated[str | None, typer.Option(help="System message.")] = None,
+    api_key: Annotated[str | None, typer.Option(envvar="M2_API_KEY", help="API key.")] = None,
+    temperature: Annotated[float | None, typer.Option(help="Server's default if absent.")] = None,
+    max_tokens: Annotated[int | None, typer.Option(help="Longest answer.")] = None,
+) -> None:
+    """Talk to a server in the terminal; reads lines from a pipe when there is no terminal."""
+    sampling = {"temperature": temperature, "max_tokens": max_tokens}
+    body = {name: value for name, value in sampling.items() if value is not None}
+    asyncio.run(_converse(url, model, system, api_key, body))
+
+
+async def _converse(
+    url: str, model: str | None, system: str | None, api_key: str | None, body: dict[str, Any]
+) -> None:
+    console = Console(highlight=False)
+    opening = [{"role": "system", "content": system}] if system else []
+    messages: list[dict[str, Any]] = list(opening)
+    async with Endpoint(url, api_key=api_key) as endpoint:
+        body["model"] = model or await _first_model(endpoint)
+        if sys.stdin.isatty():
+            console.print(f"{body['model']} at {endpoint.base_url}. {_HELP}.", style="dim")
+        while (line := await asyncio.to_thread(_read_line)) is not None:
+            if line == "/exit":
+                return
+            if line == "/reset":
+                messages = list(opening)
+            elif line:
+                messages.append({"role": "user", "content": line})
+                try:
+                    await _answer(endpoint, body, messages, console)
+                except EndpointError as error:
+                    if not sys.stdin.isatty():
+                        raise
+                    messages.pop()
+                    console.print(f"\n{error}", style="red", markup=False)
+
+
+def _read_line() -> str | None:
+    if sys.stdin.isatty():
+        try:
+            return input("> ").strip()
+        except EOFError:
+            return None
+    line = sys.stdin.readline()
+    return line.strip() if line else None
+
+
+async def _first_model(endpoint: Endpoint) -> str:
+    models = (await endpoint.get("/v1/models")).get("data") or []
+    if not models:
+        raise EndpointError(f"{endpoint.base_url} serves no model")
+    return str(models[0]["id"])
+
+
+async def _answer(
+    endpoint: Endpoint, body: dict[str, Any], messages: list[dict[str, Any]], console: Console
+) -> None:
+    """Stream one answer to the screen and append it to `messages`; Ctrl-C keeps what came."""
+    turn = Turn()
+    request = {**body, "messages": messages, "stream": True}
+    try:
+        async for chunk in endpoint.stream("/v1/chat/completions", request):
+            for choice in chunk.data.get("choices", []):
+                _show(choice, turn, console)
+    except asyncio.CancelledError:
+        # Ctrl-C cancels the main task; only the answer ends, not the conversation.
+        task = asyncio.current_task()
+        if task is not None:
+            task.uncancel()
+        console.print("\n(stopped)", style="dim")
+    else:
+        console.print(_closing(turn), style="dim")
+    messages.append(turn.message())
+
+
+def _show(choice: dict[str, Any], turn: Turn, console: Console) -> None:
+    delta = choice.get("delta", {})
+    if text := delta.get("reasoning_content") or delta.get("reasoning"):
+        turn.reasoning += text
+        console.print(text, style="dim", end="", markup=False, soft_wrap=True)
+    if text := delta.get("content"):
+        if turn.reasoning and not turn.content:
+            console.print()
+        turn.content += text
+        console.print(text, end="", markup=False, soft_wrap=True)
+    for call in delta.get("tool_calls") or []:
+        _add_call(call, turn.tool_calls)
+    turn.finish_reason = choice.get("finish_reason") or turn.finish_reason
+
+
+def _add_call(delta: dict[str, Any], calls: dict[int, dict[str, Any]]) -> None:
+    empty = {"id": "", "type": "function", "function": {"name": "", "arguments": ""}}
+    call = calls.setdefault(delta.get("index", 0), empty)
+    call["id"] = delta.get("id") or call["id"]
+    function = delta.get("function") or {}
+    call["function"]["name"] += function.get("name") or ""
+    call["function"]["arguments"] += function.get("arguments") or ""
+
+
+def _closing(turn: Turn) -> str:
+    calls = [turn.tool_calls[i]["function"] for i in sorted(turn.tool_calls)]
+    lines = [f"\ncalls {call['name']}({call['arguments']})" for call in calls]
+    if turn.finish_reason == "length":
+        lines.append("\n(cut off: the answer reached its length limit)")
+    return "".join(lines)
