@@ -1,0 +1,45 @@
+"""The weights of the decoder, room by room. Letters as in kernels.reference."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+from m2serve.checkpoint.weights import Weight
+
+
+@dataclass(frozen=True)
+class AttentionWeights:
+    """The norms of q and k run over the whole projection, before the split into heads."""
+
+    q_proj: Weight  # [Q * D, H]
+    k_proj: Weight  # [G * D, H]
+    v_proj: Weight  # [G * D, H]
+    o_proj: Weight  # [H, Q * D]
+    q_norm: torch.Tensor  # [Q * D]
+    k_norm: torch.Tensor  # [G * D]
+
+
+@dataclass(frozen=True)
+class MoeWeights:
+    gate: torch.Tensor  # float32 [E, H]
+    correction_bias: torch.Tensor  # float32 [E]
+    w13: Weight  # batch dims [E, 2]: gate and up, each [I, H]
+    w2: Weight  # batch dims [E]: down [H, I]
+
+
+@dataclass(frozen=True)
+class LayerWeights:
+    input_norm: torch.Tensor  # [H]
+    attention: AttentionWeights
+    post_attention_norm: torch.Tensor  # [H]
+    moe: MoeWeights
+
+
+@dataclass(frozen=True)
+class ModelWeights:
+    embedding: torch.Tensor  # [V, H]
+    layers: tuple[LayerWeights, ...]
+    norm: torch.Tensor  # [H]
+    lm_head: Weight  # [V, H]

@@ -1,0 +1,131 @@
+"""Checkpoint -> MiniMaxM2. The layout has bound every tensor by name; here they are read.
+
+Quantised linears stay in their storage format, bit for bit. Dense ones, norms and the embedding
+take the compute dtype; the router stays float32.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import torch
+
+from m2serve.checkpoint.layout import CheckpointLayout, plan_layout
+from m2serve.checkpoint.loading import load_linear, load_plain, load_stacked
+from m2serve.checkpoint.names import (
+    ATTENTION_PROJECTIONS,
+    EMBEDDING,
+    FINAL_NORM,
+    LM_HEAD,
+    attention_name,
+    correction_bias_name,
+    expert_name,
+    gate_name,
+    norm_name,
+)
+from m2serve.checkpoint.reader import Checkpoint
+from m2serve.checkpoint.weights import Weight
+from m2serve.kernels.dequantize import move
+from m2serve.kernels.dispatch import select_kernels
+from m2serve.model.layers import AttentionWeights, LayerWeights, ModelWeights, MoeWeights
+from m2serve.model.minimax_m2 import MiniMaxM2
+
+
+def load_model(
+    checkpoint: Checkpoint,
+    device: torch.device,
+    dtype: torch.dtype,
+    progress: Callable[[float], None] = lambda fraction: None,
+) -> MiniMaxM2:
+    """Read all weights; `progress` gets the fraction of bytes read. Raises CheckpointError."""
+    layout = plan_layout(checkpoint)
+    reader = _Reader(checkpoint, layout, device, dtype, progress)
+    layers = tuple(_layer(reader, index) for index in range(checkpoint.shape.num_hidden_layers))
+    weights = ModelWeights(
+        embedding=reader.plain(EMBEDDING),
+        layers=layers,
+        norm=reader.plain(FINAL_NORM),
+        lm_head=reader.linear(LM_HEAD),
+    )
+    return MiniMaxM2(checkpoint.shape, weights, select_kernels(device))
+
+
+class _Reader:
+    """Reads by canonical name and keeps count of the bytes."""
+
+    def __init__(
+        self,
+        checkpoint: Checkpoint,
+        layout: CheckpointLayout,
+        device: torch.device,
+        dtype: torch.dtype,
+        progress: Callable[[float], None],
+    ) -> None:
+        self._checkpoint = checkpoint
+        self._layout = layout
+        self._device = device
+        self._dtype = dtype
+        self._progress = progress
+        linear_bytes = sum(plan.nbytes for plan in layout.linears.values())
+        plain_bytes = sum(plan.nbytes for plan in layout.plain.values())
+        self._total_bytes = linear_bytes + plain_bytes
+        self._done_bytes = 0
+
+    def plain(self, name: str) -> torch.Tensor:
+        """In the compute dtype, or float32 where the model asks for it."""
+        plan = self._layout.plain[name]
+        tensor = load_plain(self._checkpoint, plan)
+        dtype = torch.float32 if plan.spec.upcast else self._dtype
+        self._count(plan.nbytes)
+        return tensor.to(self._device, dtype)
+
+    def linear(self, name: str) -> Weight:
+        plan = self._layout.linears[name]
+        weight = load_linear(self._checkpoint, plan)
+        self._count(plan.nbytes)
+        return move(weight, self._device, self._dtype)
+
+    def stacked(self, names: Sequence[str], batch_shape: tuple[int, ...]) -> Weight:
+        plans = [self._layout.linears[name] for name in names]
+        before = self._done_bytes
+
+        def report(done: int, total: int) -> None:
+            del total
+            self._progress((before + done) / self._total_bytes)
+
+        weight = load_stacked(self._checkpoint, plans, batch_shape, report)
+        self._done_bytes = before + sum(plan.nbytes for plan in plans)
+        return move(weight, self._device, self._dtype)
+
+    def _count(self, nbytes: int) -> None:
+        self._done_bytes += nbytes
+        self._progress(self._done_bytes / self._total_bytes)
+
+
+def _layer(reader: _Reader, index: int) -> LayerWeights:
+    projections = {
+        name: reader.linear(attention_name(index, name)) for name in ATTENTION_PROJECTIONS
+    }
+    return LayerWeights(
+        input_norm=reader.plain(norm_name(index, "input_layernorm")),
+        attention=AttentionWeights(
+            **projections,
+            q_norm=reader.plain(norm_name(index, "q_norm")),
+            k_norm=reader.plain(norm_name(index, "k_norm")),
+        ),
+        post_attention_norm=reader.plain(norm_name(index, "post_attention_layernorm")),
+        moe=_moe(reader, index),
+    )
+
+
+def _moe(reader: _Reader, index: int) -> MoeWeights:
+    gate = reader.plain(gate_name(index))
+    count = gate.shape[0]
+    gate_up = [expert_name(index, e, matrix) for e in range(count) for matrix in ("w1", "w3")]
+    down = [expert_name(index, e, "w2") for e in range(count)]
+    return MoeWeights(
+        gate=gate,
+        correction_bias=reader.plain(correction_bias_name(index)),
+        w13=reader.stacked(gate_up, (count, 2)),
+        w2=reader.stacked(down, (count,)),
+    )

@@ -1,0 +1,108 @@
+"""MiniMax-M2, the whole decoder. A Mixtral with four differences:
+
+1. q and k are normalised over the whole projection (all heads at once), before the split.
+2. Rotary embedding turns only the first half of each head.
+3. The router is a sigmoid; a correction bias takes part in the choice, not in the weights.
+4. Heads times head size is not the hidden size; embedding and head are not tied.
+
+No shared expert, no sliding window, no bias in any linear. Letters as in kernels.reference.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+
+from m2serve.kernels.dispatch import Kernels
+from m2serve.model.batch import ForwardBatch, KVCache
+from m2serve.model.layers import AttentionWeights, LayerWeights, ModelWeights, MoeWeights
+from m2serve.spec.shape import ModelShape
+
+
+class MiniMaxM2:
+    """Weights and the kernels that compute with them; holds no state between calls."""
+
+    def __init__(self, shape: ModelShape, weights: ModelWeights, kernels: Kernels) -> None:
+        self.shape = shape
+        self.weights = weights
+        self.kernels = kernels
+
+    def forward(self, batch: ForwardBatch, kv_cache: KVCache) -> torch.Tensor:
+        """Run the batch's tokens through all layers and write their keys and values.
+
+        Returns float32 logits [R, V] of the rows `batch.logits_rows`.
+        """
+        rotary = self.kernels.rotary_cos_sin(
+            batch.positions, self.shape.rotary_dim, self.shape.rope_theta
+        )
+        x_TH = F.embedding(batch.token_ids, self.weights.embedding)
+        for index, layer in enumerate(self.weights.layers):
+            cache = (kv_cache.keys[index], kv_cache.values[index])
+            x_TH = self._layer(x_TH, layer, rotary, cache, batch)
+        x_RH = self._norm(x_TH[batch.logits_rows], self.weights.norm)
+        return self.kernels.linear(x_RH, self.weights.lm_head).float()
+
+    def _layer(
+        self,
+        x_TH: torch.Tensor,
+        layer: LayerWeights,
+        rotary: tuple[torch.Tensor, torch.Tensor],
+        cache: tuple[torch.Tensor, torch.Tensor],
+        batch: ForwardBatch,
+    ) -> torch.Tensor:
+        normed = self._norm(x_TH, layer.input_norm)
+        x_TH = x_TH + self._attention(normed, layer.attention, rotary, cache, batch)
+        normed = self._norm(x_TH, layer.post_attention_norm)
+        return x_TH + self._moe(normed, layer.moe)
+
+    def _attention(
+        self,
+        x_TH: torch.Tensor,
+        weights: AttentionWeights,
+        rotary: tuple[torch.Tensor, torch.Tensor],
+        cache: tuple[torch.Tensor, torch.Tensor],
+        batch: ForwardBatch,
+    ) -> torch.Tensor:
+        run = self.kernels
+        q = self._norm(run.linear(x_TH, weights.q_proj), weights.q_norm)
+        k = self._norm(run.linear(x_TH, weights.k_proj), weights.k_norm)
+        v = run.linear(x_TH, weights.v_proj)
+        q_TQD = run.apply_rotary(self._heads(q), *rotary)
+        k_TGD = run.apply_rotary(self._heads(k), *rotary)
+        run.write_kv(k_TGD, self._heads(v), *cache, batch.slot_mapping)
+        attended_TQD = run.paged_attention(
+            q_TQD, *cache, batch.query_start_loc, batch.seq_lens, batch.block_table
+        )
+        return run.linear(attended_TQD.flatten(1), weights.o_proj)
+
+    def _moe(self, x_TH: torch.Tensor, weights: MoeWeights) -> torch.Tensor:
+        chosen = self.kernels.route(
+            x_TH, weights.gate, weights.correction_bias, self.shape.num_experts_per_tok
+        )
+        return self.kernels.experts(x_TH, weights.w13, weights.w2, *chosen)
+
+    def _norm(self, x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+        return self.kernels.rms_norm(x, weight, self.shape.rms_norm_eps)
+
+    def _heads(self, x: torch.Tensor) -> torch.Tensor:
+        return x.unflatten(-1, (-1, self.shape.head_dim))
+
+
+def allocate_kv_cache(
+    shape: ModelShape,
+    num_blocks: int,
+    block_size: int,
+    device: torch.device,
+    dtype: torch.dtype,
+) -> KVCache:
+    """An empty cache of `num_blocks` blocks."""
+    size = (
+        shape.num_hidden_layers,
+        num_blocks,
+        block_size,
+        shape.num_key_value_heads,
+        shape.head_dim,
+    )
+    return KVCache(
+        torch.zeros(size, device=device, dtype=dtype), torch.zeros(size, device=device, dtype=dtype)
+    )
