@@ -79,4 +79,5 @@ class StaticInput:
     deq_scale: torch.Tensor  # float32 [*B, N]
 
 
-Weight = DenseWeight | Fp8BlockWeight | Nvfp4Weight | Mxfp4Weight | Int4Weight | Int8Weight
+QuantizedWeight = Fp8BlockWeight | Nvfp4Weight | Mxfp4Weight | Int4Weight | Int8Weight
+Weight = DenseWeight | QuantizedWeight

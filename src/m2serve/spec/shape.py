@@ -99,10 +99,10 @@ def load_config(folder: Path) -> dict[str, Any]:
     return load_json_object(path)
 
 
-def load_json_object(path: Path) -> dict[str, Any]:
-    """Read a JSON object from a small file beside the weights; raises ConfigError."""
-    if path.stat().st_size > MAX_CONFIG_BYTES:
-        raise ConfigError(f"{path} is larger than {MAX_CONFIG_BYTES} bytes")
+def load_json_object(path: Path, max_bytes: int = MAX_CONFIG_BYTES) -> dict[str, Any]:
+    """Read a JSON object from a file beside the weights; raises ConfigError."""
+    if path.stat().st_size > max_bytes:
+        raise ConfigError(f"{path} is larger than {max_bytes} bytes")
     try:
         value = json.loads(path.read_bytes())
     except (ValueError, RecursionError) as error:

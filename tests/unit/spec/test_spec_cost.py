@@ -1,0 +1,97 @@
+"""Counts of the released models, written out as numbers."""
+
+import dataclasses
+
+import pytest
+
+from m2serve.errors import UsageError
+from m2serve.spec.cost import (
+    attention_parameters,
+    checkpoint_bytes,
+    count_parameters,
+    expert_parameters,
+    fp8_checkpoint_tensors,
+    kv_bytes_per_token,
+    kv_elements_per_token,
+    linear_bytes,
+)
+from m2serve.spec.shape import ModelShape
+
+M2 = ModelShape(
+    hidden_size=3072,
+    num_hidden_layers=62,
+    num_attention_heads=48,
+    num_key_value_heads=8,
+    head_dim=128,
+    rotary_dim=64,
+    rope_theta=5e6,
+    rms_norm_eps=1e-6,
+    intermediate_size=1536,
+    num_local_experts=256,
+    num_experts_per_tok=8,
+    vocab_size=200064,
+    max_position_embeddings=196608,
+)
+
+
+@pytest.mark.parametrize(
+    ("experts", "total", "active", "active_with_head"),
+    [
+        (256, 228_689_764_864, 9_801_359_872, 10_415_956_480),
+        (192, 172_507_452_032, 9_789_166_208, 10_403_762_816),
+        (180, 161_973_268_376, 9_786_879_896, 10_401_476_504),
+        (154, 139_149_203_788, 9_781_926_220, 10_396_522_828),
+    ],
+)
+def test_parameters(experts: int, total: int, active: int, active_with_head: int) -> None:
+    count = count_parameters(dataclasses.replace(M2, num_local_experts=experts))
+    assert count.total == total
+    assert count.active == active
+    assert count.active_with_lm_head == active_with_head
+    assert count.active_with_lm_head + count.embedding == active_with_head + 614_596_608
+
+
+def test_components() -> None:
+    count = count_parameters(M2)
+    assert count.embedding == count.lm_head == 614_596_608
+    assert count.attention == 62 * 44_047_360
+    assert expert_parameters(M2) == 14_155_776
+    assert attention_parameters(M2) == 44_047_360 - 6144 - 1024
+    assert count.router + count.experts == 62 * 3_624_665_344
+
+
+def test_official_fp8_release() -> None:
+    assert checkpoint_bytes(M2, attention="fp8", experts="fp8") == 230_121_630_720
+    assert fp8_checkpoint_tensors(M2) == 96_103
+
+
+@pytest.mark.parametrize(
+    ("attention", "experts", "gigabytes"),
+    [
+        ("bf16", "nvfp4", 134.4),
+        ("bf16", "int4-g32", 134.4),
+        ("bf16", "int4-g128", 123.9),
+        ("bf16", "bf16", 457.5),
+        ("fp8", "nvfp4", 131.7),
+    ],
+)
+def test_other_releases(attention: str, experts: str, gigabytes: float) -> None:
+    size = checkpoint_bytes(M2, attention=attention, experts=experts)
+    assert size / 1e9 == pytest.approx(gigabytes, rel=1e-3)
+
+
+def test_ragged_fp8_blocks_round_up() -> None:
+    assert linear_bytes(129, 130, "fp8") == 129 * 130 + 4 * 4
+
+
+def test_kv_cache() -> None:
+    assert kv_elements_per_token(M2) == 126_976
+    assert kv_bytes_per_token(M2, "bfloat16") == 248 * 1024
+    assert kv_bytes_per_token(M2, "fp8") == 124 * 1024
+
+
+def test_unknown_names_are_refused() -> None:
+    with pytest.raises(UsageError, match="float7"):
+        kv_bytes_per_token(M2, "float7")
+    with pytest.raises(UsageError, match="q2_k"):
+        linear_bytes(2, 2, "q2_k")
