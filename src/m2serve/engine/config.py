@@ -11,7 +11,7 @@ DType = Literal["auto", "bfloat16", "float32"]
 
 
 class EngineConfig(msgspec.Struct, frozen=True, kw_only=True):
-    """Sent to the engine process as JSON.
+    """Sent to the engine process in its first frame.
 
     `used_vocab_size`: ids at or above it are never sampled (0: the whole vocabulary).
     `kv_cache_memory_bytes` 0 means: chosen from the memory that is free after loading.

@@ -1,0 +1,160 @@
+"""Runs scheduled steps: owns the model, the KV cache and the device.
+
+ScheduledStep -> ForwardBatch -> logits -> token ids and logprobs.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+from collections.abc import Callable, Mapping
+
+import torch
+
+from m2serve.checkpoint.reader import Checkpoint
+from m2serve.engine.cache_size import check_config, kv_cache_size
+from m2serve.engine.config import EngineConfig
+from m2serve.engine.placement import (
+    DTYPES,
+    choose_device,
+    choose_dtype,
+    choose_num_threads,
+    free_memory_bytes,
+)
+from m2serve.engine.request import EngineRequest, SamplingParams
+from m2serve.engine.sampler import NOT_FINITE, Sampler
+from m2serve.engine.sequence import Sequence
+from m2serve.engine.step import ScheduledSequence, ScheduledStep, SequenceResult
+from m2serve.engine.step_batch import forward_batch
+from m2serve.engine.validation import MAX_LOGPROBS
+from m2serve.environment import this_machine
+from m2serve.model.batch import KVCache
+from m2serve.model.loader import load_model
+from m2serve.model.minimax_m2 import MiniMaxM2, allocate_kv_cache
+
+logger = logging.getLogger(__name__)
+
+# Of the memory that is free after loading. On a CPU the rest of the machine lives there too.
+KV_CACHE_SHARE = {"cuda": 0.9, "cpu": 0.5}
+
+
+class ModelRunner:
+    """Made by `load`. `max_model_len` is the config's, the checkpoint's, or what the cache holds;
+    `used_vocab_size` the number of ids that may be sampled.
+    """
+
+    def __init__(
+        self, model: MiniMaxM2, kv_cache: KVCache, *, max_model_len: int, used_vocab_size: int
+    ) -> None:
+        self.model = model
+        self.kv_cache = kv_cache
+        self.max_model_len = max_model_len
+        self.used_vocab_size = used_vocab_size
+        self._sampler = Sampler(used_vocab_size)
+
+    @classmethod
+    def load(cls, config: EngineConfig, progress: Callable[[float], None]) -> ModelRunner:
+        """Load the checkpoint and allocate the KV cache; raises M2Error."""
+        machine = this_machine()
+        torch.set_num_threads(choose_num_threads(config, machine))
+        device = choose_device(config)
+        dtype = choose_dtype(config, device, machine)
+        with Checkpoint.open(config.model_path) as checkpoint:
+            check_config(config, checkpoint.shape)
+            model = load_model(checkpoint, device, DTYPES[dtype], progress)
+        used_vocab_size = config.used_vocab_size or model.shape.vocab_size
+
+        def with_blocks(num_blocks: int, max_model_len: int) -> ModelRunner:
+            kv_cache = allocate_kv_cache(
+                model.shape, num_blocks, config.block_size, device, DTYPES[dtype]
+            )
+            return cls(
+                model, kv_cache, max_model_len=max_model_len, used_vocab_size=used_vocab_size
+            )
+
+        activation_bytes = 0
+        if device.type == "cuda":
+            longest = config.max_model_len or model.shape.max_position_embeddings
+            num_tokens = min(config.max_num_batched_tokens, longest)
+            small = with_blocks(-(-num_tokens // config.block_size), num_tokens)
+            activation_bytes = _peak_bytes(small, num_tokens)
+            del small
+        size = kv_cache_size(
+            config,
+            model.shape,
+            dtype=dtype,
+            free_bytes=max(free_memory_bytes(device) - activation_bytes, 0),
+            share=KV_CACHE_SHARE[device.type],
+        )
+        logger.info("max_model_len is %d: %s", size.max_model_len, size.reason)
+        return with_blocks(size.num_blocks, size.max_model_len)
+
+    @property
+    def device(self) -> torch.device:
+        return self.kv_cache.keys.device
+
+    @property
+    def dtype_name(self) -> str:
+        return str(self.kv_cache.keys.dtype).removeprefix("torch.")
+
+    @torch.inference_mode()
+    def run(
+        self, step: ScheduledStep, sequences: Mapping[str, Sequence]
+    ) -> dict[str, SequenceResult]:
+        """One forward pass; a result for each sequence of the step, by request id."""
+        batch = forward_batch(step, self.kv_cache.block_size, self.device)
+        logits = self.model.forward(batch, self.kv_cache)
+        sampling = [scheduled.request_id for scheduled in step.sequences if scheduled.samples]
+        sampled = self._sampler.sample(
+            logits[: len(sampling)], [sequences[request_id] for request_id in sampling]
+        )
+        results = {scheduled.request_id: SequenceResult() for scheduled in step.sequences}
+        results.update(zip(sampling, sampled, strict=True))
+        row = len(sampling)
+        for scheduled in step.sequences:
+            request_id = scheduled.request_id
+            if scheduled.prompt_targets:
+                rows = logits[row : row + scheduled.num_prompt_logits]
+                row += scheduled.num_prompt_logits
+                num_logprobs = sequences[request_id].sampling.prompt_logprobs or 0
+                results[request_id] = self._with_prompt_logprobs(
+                    results[request_id], scheduled, rows, num_logprobs
+                )
+        return results
+
+    def _with_prompt_logprobs(
+        self,
+        result: SequenceResult,
+        scheduled: ScheduledSequence,
+        logits: torch.Tensor,
+        num_logprobs: int,
+    ) -> SequenceResult:
+        found = self._sampler.prompt_logprobs(logits, scheduled.prompt_targets, num_logprobs)
+        if found is None:
+            return SequenceResult(error=NOT_FINITE)
+        return dataclasses.replace(result, prompt_logprobs=found)
+
+
+def _peak_bytes(runner: ModelRunner, num_tokens: int) -> int:
+    """Memory of a CUDA device that the most expensive step needs for a moment."""
+    torch.cuda.reset_peak_memory_stats(runner.device)
+    before = torch.cuda.memory_allocated(runner.device)
+    run_largest_step(runner, num_tokens)
+    return int(torch.cuda.max_memory_allocated(runner.device)) - before
+
+
+def run_largest_step(runner: ModelRunner, num_tokens: int) -> SequenceResult:
+    """A step of `num_tokens` tokens in which every row wants logits and logprobs."""
+    sampling = SamplingParams(max_tokens=1, prompt_logprobs=MAX_LOGPROBS)
+    prompt = [0] * num_tokens
+    request = EngineRequest(request_id="largest", prompt_token_ids=prompt, sampling=sampling)
+    scheduled = ScheduledSequence(
+        request_id="largest",
+        token_ids=tuple(prompt),
+        start=0,
+        block_ids=tuple(range(runner.kv_cache.num_blocks)),
+        samples=True,
+        prompt_targets=tuple(prompt[1:]),
+    )
+    sequence = Sequence(request, arrival=0, random_seed=0)
+    return runner.run(ScheduledStep((scheduled,)), {"largest": sequence})["largest"]

@@ -1,0 +1,48 @@
+"""Where an engine computes, in which dtype, on how many threads, and how much memory is left."""
+
+from __future__ import annotations
+
+import os
+
+import torch
+
+from m2serve.engine.config import EngineConfig
+from m2serve.environment import Machine, this_machine
+from m2serve.errors import ResourceError
+
+DTYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32}
+# Without these a CPU computes bfloat16 several times slower than float32.
+_BFLOAT16_CPU_FLAGS = frozenset({"avx512_bf16", "amx_bf16", "bf16"})
+
+
+def choose_device(config: EngineConfig) -> torch.device:
+    """The first CUDA device unless the config says or the machine has only a CPU."""
+    has_cuda = torch.cuda.is_available()
+    if config.device == "cuda" and not has_cuda:
+        raise ResourceError("--device is cuda, but torch finds no CUDA device. Use --device cpu.")
+    if config.device == "cpu" or not has_cuda:
+        return torch.device("cpu")
+    return torch.device("cuda", 0)
+
+
+def choose_dtype(config: EngineConfig, device: torch.device, machine: Machine) -> str:
+    """A key of DTYPES: bfloat16 where the hardware computes it, else float32."""
+    if config.dtype != "auto":
+        return config.dtype
+    fast = device.type == "cuda" or bool(machine.cpu_flags & _BFLOAT16_CPU_FLAGS)
+    return "bfloat16" if fast else "float32"
+
+
+def choose_num_threads(config: EngineConfig, machine: Machine) -> int:
+    """The config's number, else OMP_NUM_THREADS, else one a physical core."""
+    asked = os.environ.get("OMP_NUM_THREADS", "")
+    return config.num_threads or (int(asked) if asked.isdigit() else 0) or machine.num_cores
+
+
+def free_memory_bytes(device: torch.device) -> int:
+    """What can be allocated on the device now."""
+    if device.type == "cpu":
+        return this_machine().available_memory_bytes
+    torch.cuda.empty_cache()
+    free_bytes, _ = torch.cuda.mem_get_info(device)
+    return int(free_bytes)

@@ -1,0 +1,68 @@
+"""What one step of the engine carries: scheduler -> model runner -> sampler -> scheduler.
+
+Frozen records; no torch, so the scheduler can be tested without a model.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from m2serve.engine.request import TokenLogprob
+
+
+@dataclass(frozen=True)
+class ScheduledSequence:
+    """The tokens of one sequence to run in this step.
+
+    `token_ids[i]` stands at position `start + i`; `block_ids` holds every block of the sequence,
+    those of this step included: position p lives in block `block_ids[p // block_size]`. When
+    `samples`, a token is chosen from the logits of the last row. Logits of the first
+    `num_prompt_logits` rows are wanted for prompt_logprobs: row i scores `prompt_targets[i]`, the
+    prompt token at position `start + i + 1`.
+    """
+
+    request_id: str
+    token_ids: tuple[int, ...]
+    start: int
+    block_ids: tuple[int, ...]
+    samples: bool
+    prompt_targets: tuple[int, ...] = ()
+
+    @property
+    def num_tokens(self) -> int:
+        return len(self.token_ids)
+
+    @property
+    def end(self) -> int:
+        """Tokens of the sequence that are in the KV cache after this step."""
+        return self.start + len(self.token_ids)
+
+    @property
+    def num_prompt_logits(self) -> int:
+        return len(self.prompt_targets)
+
+
+@dataclass(frozen=True)
+class ScheduledStep:
+    """Everything one forward pass computes, oldest request first; never empty while work waits."""
+
+    sequences: tuple[ScheduledSequence, ...] = ()
+
+    @property
+    def num_tokens(self) -> int:
+        return sum(sequence.num_tokens for sequence in self.sequences)
+
+
+@dataclass(frozen=True)
+class SequenceResult:
+    """What the model and the sampler say about one scheduled sequence.
+
+    `token_id` is None when nothing was sampled. `logprobs`: the chosen token first, then the
+    alternatives. `prompt_logprobs` has one entry for each of the step's `prompt_targets`. `error`
+    is a sentence for the user and ends the request; the rest is then ignored.
+    """
+
+    token_id: int | None = None
+    logprobs: list[TokenLogprob] | None = None
+    prompt_logprobs: list[list[TokenLogprob]] = field(default_factory=list)
+    error: str | None = None

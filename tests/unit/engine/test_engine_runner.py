@@ -1,0 +1,69 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from tiny import build_tiny
+
+from m2serve.engine import placement
+from m2serve.engine.config import EngineConfig
+from m2serve.engine.model_runner import ModelRunner, run_largest_step
+from m2serve.environment import Machine
+from m2serve.errors import ResourceError
+
+
+def machine(*flags: str) -> Machine:
+    return Machine("a cpu", frozenset(flags), 6, 10**9, 10**9)
+
+
+def test_the_largest_step_asks_for_everything(tmp_path: Path) -> None:
+    build_tiny(tmp_path, hidden_size=48, num_hidden_layers=1)
+    config = EngineConfig(
+        model_path=str(tmp_path), kv_cache_memory_bytes=10**6, dtype="bfloat16", max_model_len=64
+    )
+    runner = ModelRunner.load(config, lambda fraction: None)
+    assert runner.dtype_name == "bfloat16"
+    result = run_largest_step(runner, 40)
+    assert result.error is None
+    assert result.token_id is not None
+    assert [len(row) for row in result.prompt_logprobs] == [21] * 39
+
+
+def test_the_device_is_what_there_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    for device in ("auto", "cpu"):
+        config = EngineConfig(model_path="x", device=device)
+        assert placement.choose_device(config) == torch.device("cpu")
+    with pytest.raises(ResourceError, match="--device cpu"):
+        placement.choose_device(EngineConfig(model_path="x", device="cuda"))
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    config = EngineConfig(model_path="x")
+    assert placement.choose_device(config) == torch.device("cuda", 0)
+    config = EngineConfig(model_path="x", device="cpu")
+    assert placement.choose_device(config) == torch.device("cpu")
+
+
+def test_the_dtype_is_what_the_hardware_computes() -> None:
+    auto = EngineConfig(model_path="x")
+    cpu, cuda = torch.device("cpu"), torch.device("cuda", 0)
+    assert placement.choose_dtype(auto, cpu, machine("avx2", "fma")) == "float32"
+    assert placement.choose_dtype(auto, cpu, machine("avx2", "avx512_bf16")) == "bfloat16"
+    assert placement.choose_dtype(auto, cuda, machine()) == "bfloat16"
+    asked = EngineConfig(model_path="x", dtype="bfloat16")
+    assert placement.choose_dtype(asked, cpu, machine()) == "bfloat16"
+
+
+def test_threads_are_asked_for_or_one_a_core(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    auto = EngineConfig(model_path="x")
+    assert placement.choose_num_threads(auto, machine()) == 6
+    monkeypatch.setenv("OMP_NUM_THREADS", "3")
+    assert placement.choose_num_threads(auto, machine()) == 3
+    assert placement.choose_num_threads(EngineConfig(model_path="x", num_threads=2), machine()) == 2
+    monkeypatch.setenv("OMP_NUM_THREADS", "4,2")
+    assert placement.choose_num_threads(auto, machine()) == 6
+
+
+def test_free_memory_of_the_cpu_is_some() -> None:
+    assert placement.free_memory_bytes(torch.device("cpu")) > 0
