@@ -6,7 +6,7 @@ STAMP := $(VENV)/.installed
 TINY := build/tiny
 PORT ?= 8000
 
-.PHONY: help serve test check lint slow vllm-bench clean
+.PHONY: help serve test lint slow gpu vllm-bench clean
 
 help:  ## show this
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 14

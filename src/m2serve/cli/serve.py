@@ -1,0 +1,171 @@
+"""`m2 serve`: a checkpoint behind an OpenAI-compatible API."""
+
+from __future__ import annotations
+
+import json
+import logging
+import shlex
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+
+from m2serve.chat.identity import model_identity
+from m2serve.chat.tokenizer import Tokenizer
+from m2serve.checkpoint.hub import resolve
+from m2serve.cli.loading import show_loading
+from m2serve.engine.client import EngineClient
+from m2serve.engine.config import EngineConfig
+from m2serve.engine.request import EngineInfo
+from m2serve.engine.scripted import ScriptedEngine, TurnIds
+from m2serve.engine.supervisor import SupervisedEngine
+from m2serve.errors import UsageError
+from m2serve.server.config import DefaultSampling, ServerConfig
+from m2serve.server.run import run_server
+from m2serve.spec.shape import ModelShape, load_config, load_json_object
+
+Device = Literal["auto", "cpu", "cuda"]
+DType = Literal["auto", "bfloat16", "float32"]
+ReasoningParser = Literal["minimax_m2", "minimax_m2_append_think"]
+Hub = Literal["auto", "huggingface", "modelscope"]
+
+
+def serve(
+    model: Annotated[str | None, typer.Argument(help="Checkpoint folder, or a hub id.")] = None,
+    host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=1, max=65535, help="Port to listen on.")] = 8000,
+    served_model_name: Annotated[
+        list[str] | None,
+        typer.Option(help="Name clients use; repeat for more. Default: MODEL as given."),
+    ] = None,
+    api_key: Annotated[
+        list[str] | None,
+        typer.Option(envvar="M2_API_KEY", help="Key clients must send; repeat for more."),
+    ] = None,
+    device: Annotated[Device, typer.Option(help="Where to compute.")] = "auto",
+    dtype: Annotated[
+        DType, typer.Option(help="Of activations and dense weights; auto is bfloat16.")
+    ] = "auto",
+    max_model_len: Annotated[
+        int, typer.Option(min=0, help="Context in tokens; 0: the checkpoint's, if it fits.")
+    ] = 0,
+    max_num_seqs: Annotated[int, typer.Option(min=1, help="Sequences computed together.")] = 64,
+    max_num_batched_tokens: Annotated[
+        int, typer.Option(min=1, help="Tokens of one step; long prompts are cut into such chunks.")
+    ] = 2048,
+    enable_prefix_caching: Annotated[
+        bool, typer.Option(help="Reuse the KV cache of common prefixes.")
+    ] = True,
+    kv_cache_memory_bytes: Annotated[
+        int, typer.Option(min=0, help="Memory of the KV cache; 0: chosen from what is free.")
+    ] = 0,
+    reasoning_parser: Annotated[
+        ReasoningParser,
+        typer.Option(help="Split reasoning from content, or keep <think> inside content."),
+    ] = "minimax_m2",
+    allow_unknown_tools: Annotated[
+        bool, typer.Option(help="Pass on calls of tools the request did not offer.")
+    ] = False,
+    scripted: Annotated[
+        Path | None, typer.Option(help="JSON lines of forced answers, for tests.")
+    ] = None,
+    num_threads: Annotated[int, typer.Option(min=0, help="0: one a physical core.")] = 0,
+    max_num_queued_reqs: Annotated[
+        int, typer.Option(min=0, help="Waiting requests before 503; 0: no limit.")
+    ] = 1024,
+    shutdown_timeout: Annotated[
+        float, typer.Option(min=0, help="Seconds running answers get after SIGTERM.")
+    ] = 30.0,
+    revision: Annotated[str | None, typer.Option(help="Commit or branch of a hub id.")] = None,
+    hub: Annotated[Hub, typer.Option(help="Where a hub id is looked up.")] = "auto",
+) -> None:
+    """Serve a checkpoint."""
+    logging.basicConfig(level=logging.INFO, format="%(levelname)s %(message)s")
+    if model is None:
+        raise UsageError("MODEL is missing: give the folder of a checkpoint, or a hub id")
+    folder = resolve(model, revision, hub)
+    shape = ModelShape.from_config(load_config(folder))
+    tokenizer = Tokenizer.load(folder)
+    if tokenizer.used_vocab_size > shape.vocab_size:
+        raise UsageError(
+            f"tokenizer.json of {folder} has ids up to {tokenizer.used_vocab_size - 1}, but "
+            f"vocab_size is {shape.vocab_size} in config.json; they belong to different models"
+        )
+    engine: EngineClient = SupervisedEngine(
+        EngineConfig(
+            model_path=str(folder),
+            device=device,
+            dtype=dtype,
+            max_model_len=max_model_len,
+            max_num_seqs=max_num_seqs,
+            max_num_batched_tokens=max_num_batched_tokens,
+            enable_prefix_caching=enable_prefix_caching,
+            kv_cache_memory_bytes=kv_cache_memory_bytes,
+            used_vocab_size=tokenizer.used_vocab_size,
+            num_threads=num_threads,
+        )
+    )
+    if scripted is not None:
+        engine = _scripted(engine, scripted, tokenizer)
+    config = ServerConfig(
+        served_model_names=tuple(served_model_name or [model]),
+        host=host,
+        port=port,
+        api_keys=tuple(api_key or ()),
+        reasoning_parser=reasoning_parser,
+        allow_unknown_tools=allow_unknown_tools,
+        model_identity=model_identity(folder),
+        default_sampling=_default_sampling(folder),
+        max_num_queued_reqs=max_num_queued_reqs,
+        shutdown_timeout_s=shutdown_timeout,
+    )
+    with show_loading(engine):
+        run_server(config, engine, tokenizer, lambda info: _announce(config, info))
+
+
+def _scripted(engine: EngineClient, path: Path, tokenizer: Tokenizer) -> ScriptedEngine:
+    turn_start = tokenizer.control.turn_start
+    turns = TurnIds(
+        user_start=(turn_start, *tokenizer.encode("user")),
+        tool_start=(turn_start, *tokenizer.encode("tool")),
+        end=tokenizer.control.turn_end,
+    )
+    return ScriptedEngine(
+        engine,
+        path,
+        decode=tokenizer.decode,
+        encode=lambda text: tokenizer.encode(text, allow_control=True),
+        turns=turns,
+    )
+
+
+def _default_sampling(folder: Path) -> DefaultSampling:
+    path = folder / "generation_config.json"
+    return DefaultSampling.from_generation_config(load_json_object(path) if path.is_file() else {})
+
+
+def _announce(config: ServerConfig, info: EngineInfo) -> None:
+    """What a person needs to know once the first token has been generated."""
+    sampling = config.default_sampling
+    body = {
+        "model": config.model_name,
+        "messages": [{"role": "user", "content": "Hello, who are you?"}],
+        "max_tokens": 200,
+    }
+    key = " -H 'Authorization: Bearer YOUR_KEY'" if config.api_keys else ""
+    address = f"http://{config.host}:{config.port}"
+    num_tokens = info.num_kv_blocks * info.kv_block_size
+    lines = [
+        f"{config.model_name} is ready at {address} after {info.load_time_s:.1f} s: {info.device}, "
+        f"{info.dtype}, context {info.max_model_len:,}, KV cache {num_tokens:,} tokens",
+        f"Default sampling: temperature {sampling.temperature}, top_p {sampling.top_p}, "
+        f"top_k {sampling.top_k} (a request may say otherwise)",
+    ]
+    if config.host not in ("127.0.0.1", "localhost", "::1") and not config.api_keys:
+        lines.append("Anyone who reaches this address can use it; --api-key asks for a key.")
+    lines += [
+        "Try:",
+        f"  curl {address}/v1/chat/completions -H 'Content-Type: application/json'{key} "
+        f"-d {shlex.quote(json.dumps(body))}",
+    ]
+    print("\n".join(lines), flush=True)
