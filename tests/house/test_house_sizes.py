@@ -18,7 +18,9 @@ def test_a_file_stays_small(path: Path) -> None:
     assert source.count("\n") <= MAX_FILE_LINES
     for node in ast.walk(ast.parse(source)):
         if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
-            assert (node.end_lineno or 0) - node.lineno < MAX_FUNCTION_LINES, node.name
+            # The signature of a command is its list of options; only what follows it counts.
+            num_lines = (node.end_lineno or 0) - node.body[0].lineno + 1
+            assert num_lines <= MAX_FUNCTION_LINES, node.name
 
 
 def test_no_drawers() -> None:

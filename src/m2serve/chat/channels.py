@@ -135,20 +135,13 @@ class StrayText:
     def __init__(self) -> None:
         self._parts: list[str] = []
         self._blanks = _TrailingBlanks()
-        self._is_open = False
 
     def push(self, text: str) -> None:
-        """Blanks count only between stray text."""
-        if not self._is_open:
-            text = text.lstrip(BLANKS)
-        if text:
-            self._is_open = True
-            self._parts.append(self._blanks.push(text))
+        self._parts.append(self._blanks.push(text))
 
     def end(self) -> None:
-        """A tag of the call came."""
+        """A tag of the call came; the blanks in front of it are the format's."""
         self._blanks.take()
-        self._is_open = False
 
     def take(self) -> str:
         text = "".join(self._parts)

@@ -285,8 +285,6 @@ class OutputParser:
     def _value_end(self) -> int | None:
         """Where the call goes on, when the value ends at the next character."""
         reader, start = self._reader, self._reader.at
-        if reader.char == M_CALL_START:
-            return None
         if reader.char == M_CALL_END:
             return start if reader.is_followed(start + 1, (), M_CALL_START) else None
         end = reader.close_tag(start, "parameter")

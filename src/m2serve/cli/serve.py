@@ -44,7 +44,8 @@ def serve(
     ] = None,
     device: Annotated[Device, typer.Option(help="Where to compute.")] = "auto",
     dtype: Annotated[
-        DType, typer.Option(help="Of activations and dense weights; auto is bfloat16.")
+        DType,
+        typer.Option(help="Of activations and dense weights; auto: bfloat16 where it is fast."),
     ] = "auto",
     max_model_len: Annotated[
         int, typer.Option(min=0, help="Context in tokens; 0: the checkpoint's, if it fits.")

@@ -1,7 +1,7 @@
 """The one interface through which the server talks to any engine.
 
-Token ids and sampling parameters in, token ids out. Implementations: `process.py` (our own engine
-in a process of its own), `scripted.py` (forced answers) and, later, `upstream.py`.
+Token ids and sampling parameters in, token ids out. Implementations: `supervisor.py` (our own
+engine in a process of its own), `scripted.py` (forced answers) and, later, `upstream.py`.
 """
 
 from __future__ import annotations

@@ -95,7 +95,7 @@ def allocate_kv_cache(
     device: torch.device,
     dtype: torch.dtype,
 ) -> KVCache:
-    """An empty cache of `num_blocks` blocks."""
+    """A cache of `num_blocks` blocks, uninitialised: memory is taken as blocks are written."""
     size = (
         shape.num_hidden_layers,
         num_blocks,
@@ -104,5 +104,5 @@ def allocate_kv_cache(
         shape.head_dim,
     )
     return KVCache(
-        torch.zeros(size, device=device, dtype=dtype), torch.zeros(size, device=device, dtype=dtype)
+        torch.empty(size, device=device, dtype=dtype), torch.empty(size, device=device, dtype=dtype)
     )

@@ -2,10 +2,15 @@ from pathlib import Path
 
 import pytest
 from chat_golden import golden
+from hypothesis import settings
 from tiny_tokenizer import write_tokenizer
 
 from m2serve.chat.tokenizer import Tokenizer
 from m2serve.chat.tools import Tool, parse_tools
+
+# A busy machine is no failure.
+settings.register_profile("no_deadline", deadline=None)
+settings.load_profile("no_deadline")
 
 
 @pytest.fixture(scope="session")

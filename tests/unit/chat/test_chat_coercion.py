@@ -108,6 +108,7 @@ def test_an_unknown_parameter_is_a_string_unless_the_schema_types_the_rest() -> 
         ),
         ({"anyOf": [{"type": "object", "properties": {"n": INTEGER}}]}, '{"n": "3"}', {"n": 3}),
         ({"type": "object", "properties": {"s": {"type": "string"}}}, '{"s": "3"}', {"s": "3"}),
+        ({"type": "object", "properties": {"o": OBJECT}}, '{"o": "{}"}', {"o": "{}"}),
     ],
 )
 def test_nested_values(schema: Any, text: str, wanted: Any) -> None:

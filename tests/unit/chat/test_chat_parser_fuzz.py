@@ -70,7 +70,7 @@ def check_calls(output: ParsedOutput) -> None:
         assert isinstance(arguments, dict)
 
 
-@settings(max_examples=400, deadline=None)
+@settings(max_examples=400)
 @given(outputs(), options, st.lists(st.integers(0, 9), max_size=30))
 def test_chunking_changes_nothing(
     output_tools: tuple[Tool, ...],
@@ -90,7 +90,7 @@ def test_chunking_changes_nothing(
     assert parse_output(OutputParser(output_tools, options, tokenizer.control), by_id) == whole
 
 
-@settings(max_examples=400, deadline=None)
+@settings(max_examples=400)
 @given(outputs(), options)
 def test_nothing_is_lost(output_tools: tuple[Tool, ...], text: str, options: ParserOptions) -> None:
     """Every word is somewhere; a line behind it keeps the last tag from being cut off."""
@@ -100,7 +100,7 @@ def test_nothing_is_lost(output_tools: tuple[Tool, ...], text: str, options: Par
     assert [w for w in re.findall(r"w\d+w", text) if w not in said] == []
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(outputs(), options)
 def test_every_character_of_an_answer_without_calls_stays(
     text: str, options: ParserOptions
@@ -115,7 +115,7 @@ def _letters(text: str) -> str:
     return re.sub(r"</?think>|\s", "", text)
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(st.text(max_size=40))
 def test_any_string_value_survives(output_tools: tuple[Tool, ...], value: str) -> None:
     text = f'</think><invoke name="f"><parameter name="s">{value}</parameter></invoke>'

@@ -183,7 +183,7 @@ _tools = st.none() | st.lists(
 ).map(lambda functions: [{"type": "function", "function": function} for function in functions])
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(conversations(), _tools, st.booleans(), st.sampled_from(["You are I.", "]~b] [e~["]))
 def test_the_prompt_is_the_templates(
     tokenizer: Tokenizer, messages: list[dict], tools: list | None, generate: bool, identity: str

@@ -50,10 +50,12 @@ class Int4Awq(StorageFormat):
 
     def to_weight(self, linear: LinearSpec, tensors: Mapping[str, torch.Tensor]) -> Int4Weight:
         words, zeros = _word_bytes(tensors["qweight"]), _word_bytes(tensors["qzeros"])
-        codes = _deinterleave(words[0::2], words[1::2])
-        zero_point = _deinterleave(zeros, torch.zeros_like(zeros))
-        scale = tensors["scales"].T.contiguous()
-        return Int4Weight(codes.T.contiguous(), scale, zero_point.T.contiguous(), self.group_size)
+        return Int4Weight(
+            packed=_columns(words[0::2], words[1::2]),
+            scale=tensors["scales"].T.contiguous(),
+            zero_point=_columns(zeros, torch.zeros_like(zeros)),
+            group_size=self.group_size,
+        )
 
     def __str__(self) -> str:
         return f"{self.name} with group_size {self.group_size}"
@@ -81,10 +83,15 @@ def _word_bytes(words: torch.Tensor) -> torch.Tensor:
     return words.view(torch.uint8).view(*words.shape, 4)
 
 
-def _deinterleave(even: torch.Tensor, odd: torch.Tensor) -> torch.Tensor:
-    """Word bytes [R, W, 4] of even and odd rows -> uint8 [R, 8 W], even row in the low nibble."""
+def _columns(even: torch.Tensor, odd: torch.Tensor) -> torch.Tensor:
+    """Word bytes [R, W, 4] of even and odd rows -> uint8 [8 W, R], even row in the low nibble.
+
+    Transposed before the columns are put in order, so that ordering moves whole rows.
+    """
     rows, words, _ = even.shape
-    columns = torch.empty(rows, words, 8, dtype=torch.uint8)
-    columns[..., list(ORDER[0::2])] = (even & 0xF) | (odd << 4)
-    columns[..., list(ORDER[1::2])] = (even >> 4) | (odd & 0xF0)
-    return columns.view(rows, words * 8)
+    columns = torch.empty(words, 8, rows, dtype=torch.uint8)
+    halves = (even & 0xF) | (odd << 4), (even >> 4) | (odd & 0xF0)
+    for parity, half in enumerate(halves):
+        transposed = half.view(rows, words * 4).T.contiguous()
+        columns[:, list(ORDER[parity::2])] = transposed.view(words, 4, rows)
+    return columns.view(words * 8, rows)
