@@ -1,4 +1,4 @@
-"""A quantised checkpoint gives the logits of the float32 model on the values its bytes stand for."""
+"""A quantised checkpoint gives the logits of the float32 model on what its bytes stand for."""
 
 from __future__ import annotations
 

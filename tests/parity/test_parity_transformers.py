@@ -1,9 +1,8 @@
-"""The decoder against transformers' MiniMaxM2ForCausalLM on random checkpoints of awkward shapes."""
+"""The decoder against MiniMaxM2ForCausalLM of transformers, on checkpoints of awkward shapes."""
 
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -56,12 +55,12 @@ def folder(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
 
 
 @pytest.fixture(scope="module")
-def pair(folder: Path) -> Iterator[Pair]:
+def pair(folder: Path) -> Pair:
     theirs = MiniMaxM2ForCausalLM.from_pretrained(folder, dtype=torch.float32)
     ours = load(folder, torch.float32)
     factor = ours.shape.rotary_dim / ours.shape.head_dim
     assert theirs.config.rope_parameters["partial_rotary_factor"] == factor
-    yield Pair(ours, theirs.eval())
+    return Pair(ours, theirs.eval())
 
 
 def prompt(length: int, seed: int = 0) -> list[int]:
