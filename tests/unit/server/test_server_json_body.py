@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from m2serve.errors import RequestError
-from m2serve.server.json_body import MAX_JSON_DEPTH, decode_object
+from m2serve.server.json_body import MAX_JSON_DEPTH, MAX_JSON_VALUES, decode_object
 
 JSON = st.recursive(
     st.none()
@@ -42,6 +42,13 @@ def test_the_depth_limit_is_exact(open_: str, close: str) -> None:
     decode_object(nested(MAX_JSON_DEPTH - 1))
     with pytest.raises(RequestError, match="deeper"):
         decode_object(nested(MAX_JSON_DEPTH))
+
+
+@pytest.mark.parametrize("value", [b"1", b"[]", b'{"a":1}'])
+def test_the_number_of_values_is_bounded(value: bytes) -> None:
+    with pytest.raises(RequestError) as caught:
+        decode_object(b'{"prompt":[' + (value + b",") * MAX_JSON_VALUES + b"1]}")
+    assert caught.value.status == 413
 
 
 def test_the_last_of_equal_keys_counts() -> None:
