@@ -3,6 +3,8 @@
 python tests/parity/table.py
 """
 
+# ruff: noqa: E402
+
 from __future__ import annotations
 
 import sys
