@@ -1,6 +1,7 @@
 """The command line is frozen here: a new flag, or one that goes, shows in this file's diff."""
 
 import inspect
+import typing
 
 import pytest
 import typer
@@ -34,8 +35,34 @@ FLAGS = {
     ],
     "chat": ["url", "--model", "--system", "--api-key", "--temperature", "--max-tokens"],
     "inspect": ["model", "--json", "--scan-scales", "--revision"],
+    "bench engine": [
+        "--shape",
+        "--layers",
+        "--format",
+        "--attention-format",
+        "--batch",
+        "--prompt",
+        "--output",
+        "--num-threads",
+        "--device",
+        "--dtype",
+        "--json",
+    ],
 }
-COMMANDS = typer.main.get_command(app).commands
+
+
+def commands(group: typing.Any, prefix: str = "") -> dict[str, typing.Any]:
+    """Every command by the words that call it."""
+    found = {}
+    for name, command in group.commands.items():
+        if hasattr(command, "commands"):
+            found.update(commands(command, f"{prefix}{name} "))
+        else:
+            found[f"{prefix}{name}"] = command
+    return found
+
+
+COMMANDS = commands(typer.main.get_command(app))
 
 
 @pytest.mark.parametrize("name", FLAGS)

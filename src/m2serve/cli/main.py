@@ -8,6 +8,7 @@ import sys
 import typer
 
 from m2serve import __version__
+from m2serve.cli import bench
 from m2serve.cli.chat import chat
 from m2serve.cli.inspect import inspect
 from m2serve.cli.serve import serve
@@ -23,6 +24,7 @@ app = typer.Typer(
 app.command()(serve)
 app.command()(chat)
 app.command()(inspect)
+app.add_typer(bench.app, name="bench")
 
 
 def _print_version(wanted: bool) -> None:

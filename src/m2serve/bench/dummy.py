@@ -1,0 +1,129 @@
+"""A model of random weights in any storage format, made in memory.
+
+The values are of the size real ones have, so nothing overflows and routing is spread; what they
+say is noise.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+
+from m2serve.checkpoint.weights import (
+    DenseWeight,
+    Fp8BlockWeight,
+    Int4Weight,
+    Int8Weight,
+    Mxfp4Weight,
+    Nvfp4Weight,
+    Weight,
+)
+from m2serve.errors import UsageError
+from m2serve.kernels.dispatch import Kernels
+from m2serve.model.layers import AttentionWeights, LayerWeights, ModelWeights, MoeWeights
+from m2serve.model.minimax_m2 import MiniMaxM2
+from m2serve.spec.shape import ModelShape
+
+FORMATS = ("bf16", "fp8", "nvfp4", "mxfp4", "int4-g32", "int4-g128", "int8")
+_FP8_BLOCK = 128
+
+
+def dummy_model(
+    shape: ModelShape,
+    format: str,
+    *,
+    attention_format: str = "bf16",
+    device: torch.device,
+    dtype: torch.dtype,
+    kernels: Kernels,
+) -> MiniMaxM2:
+    """Experts in `format`, attention in `attention_format`, the rest dense in `dtype`."""
+    maker = _Maker(device, dtype)
+    weights = ModelWeights(
+        embedding=maker.dense(shape.vocab_size, shape.hidden_size),
+        layers=tuple(
+            _layer(maker, shape, format, attention_format) for _ in range(shape.num_hidden_layers)
+        ),
+        norm=maker.norm(shape.hidden_size),
+        lm_head=DenseWeight(maker.dense(shape.vocab_size, shape.hidden_size)),
+    )
+    return MiniMaxM2(shape, weights, kernels)
+
+
+def _layer(maker: _Maker, shape: ModelShape, format: str, attention_format: str) -> LayerWeights:
+    hidden, experts = shape.hidden_size, shape.num_local_experts
+    return LayerWeights(
+        input_norm=maker.norm(hidden),
+        attention=AttentionWeights(
+            q_proj=maker.linear(attention_format, (), shape.q_size, hidden),
+            k_proj=maker.linear(attention_format, (), shape.kv_size, hidden),
+            v_proj=maker.linear(attention_format, (), shape.kv_size, hidden),
+            o_proj=maker.linear(attention_format, (), hidden, shape.q_size),
+            q_norm=maker.norm(shape.q_size),
+            k_norm=maker.norm(shape.kv_size),
+        ),
+        post_attention_norm=maker.norm(hidden),
+        moe=MoeWeights(
+            gate=maker.dense(experts, hidden).float(),
+            correction_bias=torch.zeros(experts, device=maker.device),
+            w13=maker.linear(format, (experts, 2), shape.intermediate_size, hidden),
+            w2=maker.linear(format, (experts,), hidden, shape.intermediate_size),
+        ),
+    )
+
+
+class _Maker:
+    def __init__(self, device: torch.device, dtype: torch.dtype) -> None:
+        self.device = device
+        self.dtype = dtype
+        self._generator = torch.Generator(device).manual_seed(0)
+
+    def norm(self, size: int) -> torch.Tensor:
+        return torch.ones(size, device=self.device, dtype=self.dtype)
+
+    def dense(self, *size: int) -> torch.Tensor:
+        weight = torch.empty(size, device=self.device, dtype=self.dtype)
+        spread = math.sqrt(3 / size[-1])
+        return weight.uniform_(-spread, spread, generator=self._generator)
+
+    def linear(self, format: str, batch: tuple[int, ...], rows: int, columns: int) -> Weight:
+        """Standard deviation 1 / sqrt(columns), give or take the format's own grid."""
+        std = columns**-0.5
+        size = (*batch, rows)
+        match format:
+            case "bf16":
+                return DenseWeight(self.dense(*size, columns))
+            case "fp8":
+                codes = self._codes(*size, columns) & 0xBF  # below 2: no NaN, no outliers
+                blocks = (-(-rows // _FP8_BLOCK), -(-columns // _FP8_BLOCK))
+                scale = torch.full((*batch, *blocks), std, device=self.device)
+                return Fp8BlockWeight(codes.view(torch.float8_e4m3fn), scale)
+            case "nvfp4":
+                scale = torch.ones(*size, columns // 16, device=self.device)
+                return Nvfp4Weight(
+                    self._codes(*size, columns // 2),
+                    scale.to(torch.float8_e4m3fn),
+                    torch.full(batch, std / 3, device=self.device),
+                )
+            case "mxfp4":
+                exponent = 127 + round(math.log2(std / 3))
+                scale_bytes = torch.full(
+                    (*size, columns // 32), exponent, dtype=torch.uint8, device=self.device
+                )
+                return Mxfp4Weight(self._codes(*size, columns // 2), scale_bytes)
+            case "int4-g32" | "int4-g128":
+                group = int(format.removeprefix("int4-g"))
+                scale = torch.full((*size, columns // group), std / 5, device=self.device)
+                packed = self._codes(*size, columns // 2)
+                return Int4Weight(packed, scale.to(torch.bfloat16), None, group)
+            case "int8":
+                codes = self._codes(*size, columns).view(torch.int8)
+                return Int8Weight(codes, torch.full(size, std / 74, device=self.device))
+        raise UsageError(f"format {format!r} is unknown; one of {', '.join(FORMATS)}")
+
+    def _codes(self, *size: int) -> torch.Tensor:
+        # Random bits eight bytes at a time: a layer of the real model has billions of codes.
+        words = torch.empty(-(-math.prod(size) // 8), dtype=torch.int64, device=self.device)
+        words.random_(generator=self._generator)
+        return words.view(torch.uint8)[: math.prod(size)].view(size)
