@@ -39,16 +39,9 @@ def test_quantised_logits(format: str, tmp_path: Path) -> None:
 
 def test_a_pruned_checkpoint(tmp_path: Path) -> None:
     """REAP leaves expert counts that are no power of two; 154 of 256, here 77 of 128."""
-    stored = build_tiny(
-        tmp_path / "a", format="nvfp4-modelopt", num_local_experts=77, num_hidden_layers=1
-    )
-    build_tiny(
-        tmp_path / "b",
-        format="f32",
-        state=stored.state,
-        num_local_experts=77,
-        num_hidden_layers=1,
-    )
+    sizes = {"num_local_experts": 77, "num_hidden_layers": 1}
+    stored = build_tiny(tmp_path / "a", format="nvfp4-modelopt", **sizes)
+    build_tiny(tmp_path / "b", format="f32", state=stored.state, **sizes)
     ids = prompt(40)
     [logits] = PagedSequences(load(tmp_path / "a", torch.float32), torch.float32).run([("a", ids)])
     [dense] = PagedSequences(load(tmp_path / "b", torch.float32), torch.float32).run([("a", ids)])

@@ -11,6 +11,8 @@ import pytest
 from fake_engine import says
 from fake_server import FakeServer, chat_body, fake_server, wait_for
 
+from m2serve.server import http_protocol
+
 HEADER_TIMEOUT_S = 0.5
 BODY_TIMEOUT_S = 0.7
 
@@ -82,11 +84,16 @@ def post(length: int, body: bytes, more: bytes = b"") -> bytes:
     )
 
 
-@pytest.mark.parametrize("sent", [b"", b"GET /he", b"GET /health HTTP/1.1\r\nHost: x\r\n"])
+@pytest.mark.parametrize("sent", [b"GET /he", b"GET /health HTTP/1.1\r\nHost: x\r\n"])
 def test_a_header_that_never_ends_is_answered_and_closed(server: FakeServer, sent: bytes) -> None:
     with server.connect() as sock:
         sock.sendall(sent)
         assert status_of(read_all(sock)) == 408
+
+
+def test_an_idle_connection_is_closed_without_a_word(server: FakeServer) -> None:
+    with server.connect() as sock:
+        assert read_all(sock) == b""
 
 
 def test_a_header_that_drips_is_closed(server: FakeServer) -> None:
@@ -160,6 +167,24 @@ def test_an_announced_body_too_large_is_answered_before_it_comes(server: FakeSer
     with server.connect() as sock:
         sock.sendall(post(2**60, b"{"))
         assert status_of(read_answer(sock)) == 413
+
+
+@pytest.mark.parametrize("completes", [True, False])
+def test_an_early_answer_ends_only_the_connection_of_who_does_not_finish(
+    server: FakeServer, monkeypatch: pytest.MonkeyPatch, completes: bool
+) -> None:
+    monkeypatch.setattr(http_protocol, "LINGER_S", 0.2)
+    request = b"POST /nope HTTP/1.1\r\nHost: x\r\nContent-Length: 4\r\n\r\n"
+    with server.connect() as sock:
+        sock.sendall(request + b"ab")
+        assert status_of(read_answer(sock)) == 404
+        if completes:
+            sock.sendall(b"cd")
+            time.sleep(0.3)
+            sock.sendall(b"GET /version HTTP/1.1\r\nHost: x\r\n\r\n")
+            assert read_answer(sock).startswith(b"HTTP/1.1 200")
+        else:
+            assert read_all(sock) == b""
 
 
 @pytest.mark.parametrize(

@@ -7,44 +7,37 @@ softmax are float32; everything else has the dtype of the activations, bfloat16 
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from itertools import pairwise
+
 import torch
 import torch.nn.functional as F
 
-from m2serve.checkpoint.weights import DenseWeight, QuantizedWeight, Weight
-from m2serve.kernels.dequantize import dequantize, row_range, select
+from m2serve.checkpoint.weights import DenseWeight, Weight
+from m2serve.kernels.dequantize import dequantize, pieces, select
 
-# A quantised matrix is expanded this many rows at a time, so the copy stays small.
+# A quantised matrix is expanded this many rows at a time.
 _ROWS_AT_ONCE = 2048
 # Scores of one slice of a prefill: query rows times context, over all heads.
 _SCORES_AT_ONCE = 1 << 24
+# Tokens whose keys and values are copied out of the cache for one slice of the decodes.
+_CONTEXT_AT_ONCE = 1 << 17
 
 
 def linear(x_TK: torch.Tensor, weight: Weight) -> torch.Tensor:
     """x Wᵀ: [T, K] -> [T, N]; batch dims of W count as rows, one matrix after the other.
 
-    A quantised W is expanded to x's dtype for the moment.
+    Of a quantised W only one piece at a time exists expanded, in x's dtype.
     """
     if isinstance(weight, DenseWeight):
         return F.linear(x_TK, weight.weight.flatten(0, -2).to(x_TK.dtype))
-    return F.linear(x_TK, _expand(weight, x_TK.dtype))
-
-
-def _expand(weight: QuantizedWeight, dtype: torch.dtype) -> torch.Tensor:
-    """A quantised weight as one dense matrix of `dtype`."""
-    stored = weight.packed if hasattr(weight, "packed") else weight.weight
-    if stored.ndim > 2:
-        return dequantize(weight).to(dtype).flatten(0, -2)
-    rows = stored.shape[0]
-    starts = range(0, rows, _ROWS_AT_ONCE)
-    parts = [row_range(weight, start, min(start + _ROWS_AT_ONCE, rows)) for start in starts]
-    return torch.cat([dequantize(part).to(dtype) for part in parts])
+    parts = pieces(weight, _ROWS_AT_ONCE)
+    return torch.cat([F.linear(x_TK, dequantize(part).to(x_TK.dtype)) for part in parts], -1)
 
 
 def rms_norm(x: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:
     """x * rsqrt(mean(x²) + eps) * weight over the last dim, computed in float32."""
-    x32 = x.float()
-    scale = torch.rsqrt(x32.square().mean(-1, keepdim=True) + eps)
-    return (x32 * scale * weight.float()).to(x.dtype)
+    return F.rms_norm(x.float(), x.shape[-1:], weight.float(), eps).to(x.dtype)
 
 
 def rotary_cos_sin(
@@ -59,9 +52,9 @@ def rotary_cos_sin(
 def apply_rotary(x_TQD: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
     """Rotate pairs (i, i + R/2) of the first R dims of each head; the others pass through."""
     half = cos.shape[-1]
-    first, second = x_TQD[..., :half].float(), x_TQD[..., half : 2 * half].float()
-    rotated = torch.cat([first * cos - second * sin, second * cos + first * sin], -1)
-    return torch.cat([rotated.to(x_TQD.dtype), x_TQD[..., 2 * half :]], -1)
+    first, second, rest = x_TQD.float().split([half, half, x_TQD.shape[-1] - 2 * half], -1)
+    turned = [first * cos - second * sin, second * cos + first * sin]
+    return torch.cat([*turned, rest], -1).to(x_TQD.dtype)
 
 
 def write_kv(
@@ -72,8 +65,8 @@ def write_kv(
     slot_mapping_T: torch.Tensor,
 ) -> None:
     """Store the step's keys and values in one layer's cache [num_blocks, block_size, G, D]."""
-    keys.flatten(0, 1).index_copy_(0, slot_mapping_T, k_TGD.to(keys.dtype))
-    values.flatten(0, 1).index_copy_(0, slot_mapping_T, v_TGD.to(values.dtype))
+    keys.view(-1, *keys.shape[2:]).index_copy_(0, slot_mapping_T, k_TGD.to(keys.dtype))
+    values.view(-1, *values.shape[2:]).index_copy_(0, slot_mapping_T, v_TGD.to(values.dtype))
 
 
 def paged_attention(
@@ -90,48 +83,65 @@ def paged_attention(
     token are computed together, the others one by one.
     """
     out = torch.empty_like(q_TQD)
-    starts = query_start_loc.tolist()
-    lens = seq_lens.tolist()
-    decoding = [s for s in range(len(lens)) if starts[s + 1] - starts[s] == 1]
-    if decoding:
-        rows = torch.tensor([starts[s] for s in decoding], device=q_TQD.device)
-        context = torch.tensor([lens[s] for s in decoding], device=q_TQD.device)
-        which = torch.tensor(decoding, device=q_TQD.device)
-        out[rows] = _decode(q_TQD[rows], keys, values, context, block_table[which])
-    for s in range(len(lens)):
-        start, end = starts[s], starts[s + 1]
-        if end - start > 1:
+    starts, lens = query_start_loc.tolist(), seq_lens.tolist()
+    decoding = []
+    for s, (start, end) in enumerate(pairwise(starts)):
+        if end - start == 1:
+            decoding.append(s)
+        elif end > start:
             out[start:end] = _prefill(q_TQD[start:end], keys, values, lens[s], block_table[s])
+    for chosen in _of_similar_length(decoding, lens):
+        rows = torch.tensor([starts[s] for s in chosen], device=q_TQD.device)
+        table = block_table[torch.tensor(chosen, device=q_TQD.device)]
+        q_SQD = q_TQD.index_select(0, rows)
+        attended = _decode(q_SQD, keys, values, [lens[s] for s in chosen], table)
+        out.index_copy_(0, rows, attended)
     return out
 
 
+def _of_similar_length(sequences: list[int], lens: list[int]) -> Iterator[list[int]]:
+    """Groups, the longest first, each padded to at most _CONTEXT_AT_ONCE tokens (or a single one).
+
+    Without them one long sequence would pad every other one to its length.
+    """
+    rest = sorted(sequences, key=lens.__getitem__, reverse=True)
+    while rest:
+        count = max(1, _CONTEXT_AT_ONCE // lens[rest[0]])
+        yield rest[:count]
+        rest = rest[count:]
+
+
 def _gather(cache: torch.Tensor, block_table: torch.Tensor, num_tokens: int) -> torch.Tensor:
-    """[..., B] block ids -> [..., num_tokens, G, D]."""
-    num_blocks = -(-num_tokens // cache.shape[1])
-    return cache[block_table[..., :num_blocks]].flatten(-4, -3)[..., :num_tokens, :, :]
+    """[..., B] block ids -> [..., num_tokens, G, D], a copy."""
+    ids = block_table[..., : -(-num_tokens // cache.shape[1])]
+    blocks = cache.index_select(0, ids.flatten()).view(*ids.shape, *cache.shape[1:])
+    return blocks.flatten(-4, -3)[..., :num_tokens, :, :]
 
 
 def _decode(
     q_SQD: torch.Tensor,
     keys: torch.Tensor,
     values: torch.Tensor,
-    context_S: torch.Tensor,
+    lens: list[int],
     block_table: torch.Tensor,
 ) -> torch.Tensor:
     """One query a sequence; the query heads of one key/value head are the rows of one matrix."""
-    longest = int(context_S.max())
+    longest = max(lens)
     k_SCGD = _gather(keys, block_table, longest)
     v_SCGD = _gather(values, block_table, longest)
     mask = None
-    if int(context_S.min()) < longest:
-        unseen = torch.arange(longest, device=q_SQD.device) >= context_S[:, None]
+    if min(lens) < longest:
+        context = torch.tensor(lens, device=q_SQD.device)
+        unseen = torch.arange(longest, device=q_SQD.device) >= context[:, None]
         # A reused block may hold NaN of a failed request, which no mask alone would hide.
-        k_SCGD[unseen] = 0
-        v_SCGD[unseen] = 0
+        k_SCGD.masked_fill_(unseen[..., None, None], 0)
+        v_SCGD.masked_fill_(unseen[..., None, None], 0)
         mask = ~unseen[:, None, None, :]
-    q = q_SQD.unflatten(1, (k_SCGD.shape[2], -1))
     out = F.scaled_dot_product_attention(
-        q, k_SCGD.transpose(1, 2), v_SCGD.transpose(1, 2), attn_mask=mask
+        q_SQD.unflatten(1, (keys.shape[2], -1)),
+        k_SCGD.transpose(1, 2),
+        v_SCGD.transpose(1, 2),
+        attn_mask=mask,
     )
     return out.flatten(1, 2)
 
@@ -146,22 +156,29 @@ def _prefill(
     """The newest T tokens of one sequence, in slices that bound the score matrix."""
     k_GCD = _gather(keys, block_table, context).transpose(0, 1)
     v_GCD = _gather(values, block_table, context).transpose(0, 1)
-    group = q_TQD.shape[1] // k_GCD.shape[0]
-    k_QCD, v_QCD = k_GCD.repeat_interleave(group, 0), v_GCD.repeat_interleave(group, 0)
     first = context - q_TQD.shape[0]
     step = max(1, _SCORES_AT_ONCE // (context * q_TQD.shape[1]))
     slices = []
     for q in q_TQD.split(step):
         last = first + q.shape[0]
-        column = torch.arange(last, device=q.device)
-        mask = column <= torch.arange(first, last, device=q.device)[:, None]
-        slices.append(
-            F.scaled_dot_product_attention(
-                q.transpose(0, 1)[None], k_QCD[None, :, :last], v_QCD[None, :, :last], mask
-            )[0].transpose(0, 1)
-        )
+        slices.append(_prefill_slice(q, k_GCD[:, :last], v_GCD[:, :last]))
         first = last
     return torch.cat(slices)
+
+
+def _prefill_slice(q_TQD: torch.Tensor, k_GCD: torch.Tensor, v_GCD: torch.Tensor) -> torch.Tensor:
+    """The last T of C tokens; a key/value head's rows are its query heads, one after the other."""
+    num_tokens, context = q_TQD.shape[0], k_GCD.shape[1]
+    q_GgTD = q_TQD.unflatten(1, (k_GCD.shape[0], -1)).permute(1, 2, 0, 3)
+    column = torch.arange(context, device=q_TQD.device)
+    seen_TC = column <= column[context - num_tokens :, None]
+    out = F.scaled_dot_product_attention(
+        q_GgTD.flatten(1, 2)[None],
+        k_GCD[None],
+        v_GCD[None],
+        attn_mask=seen_TC.repeat(q_GgTD.shape[1], 1),
+    )[0]
+    return out.unflatten(1, (-1, num_tokens)).permute(2, 0, 1, 3).flatten(1, 2)
 
 
 def route(
@@ -201,8 +218,7 @@ def experts(
         if count == 0:
             continue
         rows = token[start : start + count]
-        x = x_TH[rows]
-        gate, up = linear(x, select(w13, expert)).chunk(2, -1)
+        gate, up = linear(x_TH.index_select(0, rows), select(w13, expert)).chunk(2, -1)
         y = linear(F.silu(gate) * up, select(w2, expert))
         out.index_add_(0, rows, y.float() * scale[start : start + count])
         start += count

@@ -38,6 +38,7 @@ class _GuardedProtocol(HttpToolsProtocol):
     def __init__(self, *arguments: Any, **options: Any) -> None:
         super().__init__(*arguments, **options)
         self._deadline: asyncio.TimerHandle | None = None
+        self._linger: asyncio.TimerHandle | None = None
         self._idle_bytes = 0  # received since the last header or piece of a body was complete
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
@@ -49,6 +50,7 @@ class _GuardedProtocol(HttpToolsProtocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._stop_deadline()
+        self._stop_linger()
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
@@ -83,6 +85,7 @@ class _GuardedProtocol(HttpToolsProtocol):
 
     def on_message_complete(self) -> None:
         self._idle_bytes = 0
+        self._stop_linger()
         if not self.transport.is_closing():
             super().on_message_complete()
 
@@ -94,7 +97,7 @@ class _GuardedProtocol(HttpToolsProtocol):
         more_body = self.cycle is not None and self.cycle.more_body
         super().on_response_complete()
         if more_body and not self.transport.is_closing():
-            self.loop.call_later(LINGER_S, self.transport.close)
+            self._linger = self.loop.call_later(LINGER_S, self.transport.close)
 
     def send_400_response(self, msg: str) -> None:
         self._answer(400, "The bytes received are not a valid HTTP/1.1 request.", None)
@@ -107,8 +110,16 @@ class _GuardedProtocol(HttpToolsProtocol):
             self._deadline.cancel()
             self._deadline = None
 
+    def _stop_linger(self) -> None:
+        if self._linger is not None:
+            self._linger.cancel()
+            self._linger = None
+
     def _expire(self) -> None:
         self._deadline = None
+        if not self._idle_bytes:
+            self.transport.close()
+            return
         seconds = f"{self.limits.header_timeout_s:g}"
         self._answer(408, f"No complete request header came within {seconds} seconds.", None)
 

@@ -18,6 +18,7 @@ logger = logging.getLogger(__name__)
 # Bookkeeping of the hosted service, and hints about speed.
 _ANY_VALUE = frozenset(
     {
+        "include_obfuscation",
         "metadata",
         "prediction",
         "prompt_cache_key",

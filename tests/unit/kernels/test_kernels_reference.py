@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
 
 from m2serve.checkpoint.weights import DenseWeight
@@ -29,7 +30,7 @@ def test_norm_over_the_whole_projection_follows_a_permutation_of_heads() -> None
     normed = reference.rms_norm(q.flatten(1), weight.flatten(), EPS).view(5, 4, 16)
     permuted = reference.rms_norm(q[:, order].flatten(1), weight[order].flatten(), EPS)
     assert torch.allclose(permuted.view(5, 4, 16), normed[:, order], atol=1e-6)
-    per_head = reference.rms_norm(q, weight, EPS)
+    per_head = reference.rms_norm(q, torch.ones(16), EPS) * weight
     assert not torch.allclose(per_head, normed, atol=0.1)
 
 
@@ -125,7 +126,20 @@ def test_paged_attention_is_softmax_over_the_past() -> None:
             row += 1
 
 
-def test_a_long_prefill_in_slices(monkeypatch) -> None:
+def test_decodes_of_unlike_length_are_padded_in_groups(monkeypatch: pytest.MonkeyPatch) -> None:
+    lens = [3, 20, 1, 9, 20]
+    keys, values = random(30, 4, 2, 8), random(30, 4, 2, 8, seed=1)
+    table = torch.randperm(30, generator=torch.Generator().manual_seed(0))[:25].view(5, 5)
+    q = random(5, 4, 8, seed=2)
+    arguments = (q, keys, values, torch.arange(6), torch.tensor(lens), table)
+    together = reference.paged_attention(*arguments)
+    monkeypatch.setattr(reference, "_CONTEXT_AT_ONCE", 25)
+    groups = list(reference._of_similar_length([0, 1, 2, 3, 4], lens))
+    assert groups == [[1], [4], [3, 0], [2]]
+    assert torch.allclose(reference.paged_attention(*arguments), together, atol=1e-6)
+
+
+def test_a_long_prefill_in_slices(monkeypatch: pytest.MonkeyPatch) -> None:
     q, k = random(20, 4, 8), random(20, 2, 8, seed=1)
     keys = torch.zeros(5, 4, 2, 8)
     values = torch.zeros(5, 4, 2, 8)
