@@ -57,7 +57,7 @@ class PagedSequences:
             logits_rows=torch.arange(len(token_ids), device=device),
         )
         with torch.inference_mode():
-            logits = self.model.forward(batch, self.cache)
+            logits = self.model.compute_logits(self.model.forward(batch, self.cache))
         return list(logits.split([len(ids) for _, ids in step]))
 
     def greedy(self, name: str, prompt: list[int], count: int) -> list[int]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from typing import Any
 
 from m2serve.checkpoint.announced import read_announced
 from m2serve.checkpoint.announcement import AnnouncedFormats, Announcement
@@ -114,9 +115,10 @@ def _sort_tensors(checkpoint: Checkpoint, wanted: Inventory) -> _Directory:
     plain_names = {spec.name for spec in wanted.plain}
     directory = _Directory({}, {}, {}, 0)
     beyond = 0
+    last_layers = checkpoint.shape.num_hidden_layers + _num_mtp_layers(checkpoint.config)
     for tensor, info in checkpoint.tensors.items():
         name = canonical(tensor)
-        if (layer_of(name) or 0) >= checkpoint.shape.num_hidden_layers:
+        if checkpoint.shape.num_hidden_layers <= (layer_of(name) or 0) < last_layers:
             beyond += 1
         elif name in plain_names:
             _add(directory.plain, name, _Found(tensor, info))
@@ -126,6 +128,12 @@ def _sort_tensors(checkpoint: Checkpoint, wanted: Inventory) -> _Directory:
             module, _, suffix = name.rpartition(".")
             _add(directory.modules.setdefault(module, {}), suffix, _Found(tensor, info))
     return replace(directory, num_beyond_last_layer=beyond)
+
+
+def _num_mtp_layers(config: Mapping[str, Any]) -> int:
+    """Layers of multi-token prediction that may follow the last; any above them are extra."""
+    num_modules = config.get("num_mtp_modules")
+    return num_modules if config.get("use_mtp") and isinstance(num_modules, int) else 0
 
 
 def _add(group: dict[str, _Found], key: str, found: _Found) -> None:

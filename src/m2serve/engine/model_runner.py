@@ -21,7 +21,7 @@ from m2serve.engine.placement import (
     choose_num_threads,
     free_memory_bytes,
 )
-from m2serve.engine.request import EngineRequest, SamplingParams
+from m2serve.engine.request import EngineRequest, SamplingParams, TokenLogprob
 from m2serve.engine.sampler import NOT_FINITE, Sampler
 from m2serve.engine.sequence import Sequence
 from m2serve.engine.step import ScheduledSequence, ScheduledStep, SequenceResult
@@ -36,6 +36,7 @@ logger = logging.getLogger(__name__)
 
 # Of the memory that is free after loading. On a CPU the rest of the machine lives there too.
 KV_CACHE_SHARE = {"cuda": 0.9, "cpu": 0.5}
+PROMPT_LOGITS_AT_ONCE = 128
 
 
 class ModelRunner:
@@ -103,10 +104,11 @@ class ModelRunner:
     ) -> dict[str, SequenceResult]:
         """One forward pass; a result for each sequence of the step, by request id."""
         batch = forward_batch(step, self.kv_cache.block_size, self.device)
-        logits = self.model.forward(batch, self.kv_cache)
+        hidden = self.model.forward(batch, self.kv_cache)
         sampling = [scheduled.request_id for scheduled in step.sequences if scheduled.samples]
         sampled = self._sampler.sample(
-            logits[: len(sampling)], [sequences[request_id] for request_id in sampling]
+            self.model.compute_logits(hidden[: len(sampling)]),
+            [sequences[request_id] for request_id in sampling],
         )
         results = {scheduled.request_id: SequenceResult() for scheduled in step.sequences}
         results.update(zip(sampling, sampled, strict=True))
@@ -114,25 +116,31 @@ class ModelRunner:
         for scheduled in step.sequences:
             request_id = scheduled.request_id
             if scheduled.prompt_targets:
-                rows = logits[row : row + scheduled.num_prompt_logits]
+                rows = hidden[row : row + scheduled.num_prompt_logits]
                 row += scheduled.num_prompt_logits
                 num_logprobs = sequences[request_id].sampling.prompt_logprobs or 0
                 results[request_id] = self._with_prompt_logprobs(
-                    results[request_id], scheduled, rows, num_logprobs
+                    results[request_id], scheduled.prompt_targets, rows, num_logprobs
                 )
         return results
 
     def _with_prompt_logprobs(
         self,
         result: SequenceResult,
-        scheduled: ScheduledSequence,
-        logits: torch.Tensor,
+        targets: tuple[int, ...],
+        hidden: torch.Tensor,
         num_logprobs: int,
     ) -> SequenceResult:
-        found = self._sampler.prompt_logprobs(logits, scheduled.prompt_targets, num_logprobs)
-        if found is None:
-            return SequenceResult(error=NOT_FINITE)
-        return dataclasses.replace(result, prompt_logprobs=found)
+        """Slice by slice: the logits of a whole chunk would be gigabytes."""
+        prompt_logprobs: list[list[TokenLogprob]] = []
+        for start in range(0, len(targets), PROMPT_LOGITS_AT_ONCE):
+            end = start + PROMPT_LOGITS_AT_ONCE
+            logits = self.model.compute_logits(hidden[start:end])
+            found = self._sampler.prompt_logprobs(logits, targets[start:end], num_logprobs)
+            if found is None:
+                return SequenceResult(error=NOT_FINITE)
+            prompt_logprobs += found
+        return dataclasses.replace(result, prompt_logprobs=prompt_logprobs)
 
 
 def _peak_bytes(runner: ModelRunner, num_tokens: int) -> int:

@@ -26,10 +26,10 @@ MAX_REQUEST_ID_CHARS = 256
 # (field, what is allowed, the same in words). No comparison holds for NaN, so NaN is refused too.
 # The bounds of repetition_penalty keep any float32 logit finite.
 _NUMBERS: tuple[tuple[str, Callable[[Any], bool], str], ...] = (
-    ("max_tokens", lambda value: value >= 1, "a whole number from 1 up"),
-    ("min_tokens", lambda value: value >= 0, "a whole number from 0 up"),
+    ("max_tokens", lambda value: 1 <= value < 2**31, "a whole number from 1 up, of 31 bits"),
+    ("min_tokens", lambda value: 0 <= value < 2**31, "a whole number from 0 up, of 31 bits"),
     ("temperature", lambda value: 0 <= value < math.inf, "a finite number from 0 up"),
-    ("top_k", lambda value: value >= -1, "a whole number from 1 up, or 0 or -1 for no limit"),
+    ("top_k", lambda value: -1 <= value < 2**31, "a whole number of 31 bits; 0 or -1: no limit"),
     ("top_p", lambda value: 0 < value <= 1, "a number above 0 and up to 1"),
     ("min_p", lambda value: 0 <= value <= 1, "a number from 0 to 1"),
     ("repetition_penalty", lambda value: 0.01 <= value <= 100, "a number from 0.01 to 100"),

@@ -30,7 +30,7 @@ class MiniMaxM2:
     def forward(self, batch: ForwardBatch, kv_cache: KVCache) -> torch.Tensor:
         """Run the batch's tokens through all layers and write their keys and values.
 
-        Returns float32 logits [R, V] of the rows `batch.logits_rows`.
+        Returns the normed hidden states [R, H] of the rows `batch.logits_rows`.
         """
         rotary = self.kernels.rotary_cos_sin(
             batch.positions, self.shape.rotary_dim, self.shape.rope_theta
@@ -39,7 +39,10 @@ class MiniMaxM2:
         for index, layer in enumerate(self.weights.layers):
             cache = (kv_cache.keys[index], kv_cache.values[index])
             x_TH = self._layer(x_TH, layer, rotary, cache, batch)
-        x_RH = self._norm(x_TH[batch.logits_rows], self.weights.norm)
+        return self._norm(x_TH[batch.logits_rows], self.weights.norm)
+
+    def compute_logits(self, x_RH: torch.Tensor) -> torch.Tensor:
+        """float32 logits [R, V]; apart from `forward`, because V times many rows is gigabytes."""
         return self.kernels.linear(x_RH, self.weights.lm_head).float()
 
     def _layer(

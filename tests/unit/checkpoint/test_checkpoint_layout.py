@@ -115,11 +115,17 @@ def test_kv_scales_are_kept(tmp_path: Path) -> None:
     assert layout.kv_scales["model.layers.1.self_attn.v_proj.v_scale"].endswith("v_scale")
 
 
-def test_layers_above_the_last_are_dropped_with_a_note(tmp_path: Path) -> None:
+def test_layers_of_multi_token_prediction_are_dropped_with_a_note(tmp_path: Path) -> None:
     layout = edited(
-        tmp_path, "bf16", lambda t: t.update({"model.layers.2.enorm.weight": torch.ones(4)})
+        tmp_path, "bf16", lambda t: t.update({"model.layers.4.enorm.weight": torch.ones(4)})
     )
     assert any("1 tensors of layers above the last" in note for note in layout.notes)
+
+
+def test_a_layer_that_no_module_of_prediction_accounts_for_is_extra(tmp_path: Path) -> None:
+    """Or a config with too few layers would serve the first part of a model."""
+    with pytest.raises(CheckpointError, match=r"layers\.5\.enorm\.weight"):
+        edited(tmp_path, "bf16", lambda t: t.update({"model.layers.5.enorm.weight": torch.ones(4)}))
 
 
 def test_scalars_may_be_vectors_of_one(tmp_path: Path) -> None:

@@ -90,7 +90,7 @@ def plain_logits(model: MiniMaxM2, token_ids: list[int]) -> torch.Tensor:
     )
     with torch.inference_mode():
         batch = forward_batch(ScheduledStep((scheduled,)), 16, torch.device("cpu"))
-        return model.forward(batch, cache).roll(-1, 0)
+        return model.compute_logits(model.forward(batch, cache)).roll(-1, 0)
 
 
 def plain_greedy(model: MiniMaxM2, prompt: list[int], count: int) -> list[int]:

@@ -6,7 +6,7 @@ import pytest
 import torch
 from tiny import build_tiny
 
-from m2serve.engine import placement
+from m2serve.engine import model_runner, placement
 from m2serve.engine.config import EngineConfig
 from m2serve.engine.model_runner import ModelRunner, run_largest_step
 from m2serve.environment import Machine
@@ -17,7 +17,9 @@ def machine(*flags: str) -> Machine:
     return Machine("a cpu", frozenset(flags), 6, 10**9, 10**9)
 
 
-def test_the_largest_step_asks_for_everything(tmp_path: Path) -> None:
+def test_the_largest_step_asks_for_everything(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     build_tiny(tmp_path, hidden_size=48, num_hidden_layers=1)
     config = EngineConfig(
         model_path=str(tmp_path), kv_cache_memory_bytes=10**6, dtype="bfloat16", max_model_len=64
@@ -28,6 +30,11 @@ def test_the_largest_step_asks_for_everything(tmp_path: Path) -> None:
     assert result.error is None
     assert result.token_id is not None
     assert [len(row) for row in result.prompt_logprobs] == [21] * 39
+    monkeypatch.setattr(model_runner, "PROMPT_LOGITS_AT_ONCE", 7)
+    sliced = run_largest_step(runner, 40)
+    assert [row[0].token_id for row in sliced.prompt_logprobs] == [0] * 39
+    for row, whole in zip(sliced.prompt_logprobs, result.prompt_logprobs, strict=True):
+        assert row[0].logprob == pytest.approx(whole[0].logprob, abs=1e-2)
 
 
 def test_the_device_is_what_there_is(monkeypatch: pytest.MonkeyPatch) -> None:
