@@ -1,1 +1,0 @@
-"""Makes the miniature: a small world, its tokenizer, the training loop and the quiz."""
