@@ -52,9 +52,9 @@ class Tokenizer:
         self._check(added)
 
     @classmethod
-    def load(cls, folder: Path) -> Tokenizer:
+    def load(cls, folder: Path | str) -> Tokenizer:
         """Read FOLDER/tokenizer.json; raises ConfigError when it is absent, too large or wrong."""
-        path = folder / "tokenizer.json"
+        path = Path(folder) / "tokenizer.json"
         if not path.is_file():
             raise ConfigError(f"{folder} has no tokenizer.json; copy it from the original model")
         if path.stat().st_size > MAX_TOKENIZER_BYTES:

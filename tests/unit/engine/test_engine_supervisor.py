@@ -15,14 +15,14 @@ from typing import Any
 
 import psutil
 import pytest
-from fake_engine import BROKEN_TOKEN, REFUSED_TOKEN, VOCAB_SIZE
+from fake_stepped_engine import BROKEN_TOKEN, REFUSED_TOKEN, VOCAB_SIZE
 
 from m2serve.engine.config import EngineConfig
 from m2serve.engine.request import EngineOutput, EngineRequest, SamplingParams
 from m2serve.engine.supervisor import SupervisedEngine
 from m2serve.errors import CheckpointError, EngineDeadError, RequestError
 
-COMMAND = (sys.executable, str(Path(__file__).with_name("fake_engine.py")))
+COMMAND = (sys.executable, str(Path(__file__).with_name("fake_stepped_engine.py")))
 FOREVER = 10**9
 
 

@@ -1,6 +1,6 @@
 """An engine process without a model: the real loop of process.py around a counting engine.
 
-    python fake_engine.py --fd N
+    python fake_stepped_engine.py --fd N
 
 Request by request it counts up from the last prompt token, one token a step. `model_path` of the
 config is the folder in which it notes its starts, and its name says what goes wrong:
