@@ -1,0 +1,121 @@
+"""Steps of the training: which documents, and how they lie in memory.
+
+Step n of a seed and stage always has the same documents. They are sorted by length and laid end to
+end in blocks of equal length, so attention needs no mask and little is padding.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from m2serve.chat.tokenizer import Tokenizer
+from training.mixture import STAGES, document_rng, draw_sample
+from training.modeling import Block
+from training.rendering import Document, render_document
+from training.split import Split
+
+DOCUMENTS_A_STEP = 1_000_000  # more than any step has; keeps the numbers of steps apart
+MAX_PADDING = 0.1  # of a block's longest document
+PADDING_ID = 0
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Rows of the flat tokens; `rows` predict `targets`."""
+
+    token_ids: torch.Tensor  # int64 [T]
+    is_real: torch.Tensor  # bool [T]; False is padding
+    blocks: tuple[Block, ...]
+    rows: torch.Tensor  # int64 [R]
+    targets: torch.Tensor  # int64 [R]
+    document: torch.Tensor  # int64 [R], which document of those given a row belongs to
+
+    def to(self, device: torch.device) -> Batch:
+        moved = {
+            name: value.to(device, non_blocking=True)
+            for name, value in vars(self).items()
+            if isinstance(value, torch.Tensor)
+        }
+        return Batch(blocks=self.blocks, **moved)
+
+
+def step_documents(
+    seed: int, stage: int, step: int, num_tokens: int, tokenizer: Tokenizer, split: Split = "train"
+) -> list[Document]:
+    """At least one document, about `num_tokens` together, none longer than the stage allows."""
+    documents: list[Document] = []
+    total = number = 0
+    longest = STAGES[stage].max_tokens
+    while total < num_tokens:
+        rng = document_rng(seed, stage, step * DOCUMENTS_A_STEP + number)
+        number += 1
+        document = render_document(draw_sample(rng, split, STAGES[stage]), tokenizer)
+        is_too_much = total + len(document) > num_tokens + longest // 8
+        if len(document) > longest or (is_too_much and documents):
+            continue
+        documents.append(document)
+        total += len(document)
+    return documents
+
+
+def make_batch(documents: Sequence[Document]) -> Batch:
+    """Tokens behind the last one the model says are left out."""
+    lengths = [int(np.flatnonzero(document.is_said)[-1]) for document in documents]
+    order = sorted(range(len(documents)), key=lambda i: -lengths[i])
+    token_ids, is_real, rows, targets, owners = [], [], [], [], []
+    blocks: list[Block] = []
+    start = 0
+    for members in _groups(order, lengths):
+        width = lengths[members[0]]
+        blocks.append(Block(len(members), width))
+        for member in members:
+            document, length = documents[member], lengths[member]
+            padded = np.full(width, PADDING_ID, dtype=np.int64)
+            padded[:length] = document.token_ids[:length]
+            token_ids.append(padded)
+            is_real.append(np.arange(width) < length)
+            predicts = np.flatnonzero(document.is_said[1 : length + 1])
+            rows.append(start + predicts)
+            targets.append(document.token_ids[predicts + 1].astype(np.int64))
+            owners.append(np.full(len(predicts), member))
+            start += width
+    return Batch(
+        token_ids=torch.from_numpy(np.concatenate(token_ids)),
+        is_real=torch.from_numpy(np.concatenate(is_real)),
+        blocks=tuple(blocks),
+        rows=torch.from_numpy(np.concatenate(rows)),
+        targets=torch.from_numpy(np.concatenate(targets)),
+        document=torch.from_numpy(np.concatenate(owners)),
+    )
+
+
+def _groups(order: Sequence[int], lengths: Sequence[int]) -> list[list[int]]:
+    """Neighbours in length share a block."""
+    groups: list[list[int]] = []
+    for index in order:
+        if groups and lengths[index] >= lengths[groups[-1][0]] * (1 - MAX_PADDING):
+            groups[-1].append(index)
+        else:
+            groups.append([index])
+    return groups
+
+
+# Drawing ahead in other processes. Each loads the tokenizer once.
+
+_tokenizer: Tokenizer | None = None
+
+
+def start_worker(folder: Path) -> None:
+    """In the process that is to draw; a process that also trains may be that one."""
+    global _tokenizer
+    _tokenizer = Tokenizer.load(folder)
+
+
+def draw_batch(seed: int, stage: int, step: int, num_tokens: int) -> Batch:
+    assert _tokenizer is not None, "start_worker comes first"
+    return make_batch(step_documents(seed, stage, step, num_tokens, _tokenizer))

@@ -1,0 +1,67 @@
+"""Stopping and going on: weights, optimizer state and counters, as safetensors and JSON."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file, save_file
+
+from training.modeling import MiniatureM2
+from training.optimizer import Optimizer
+
+_TENSORS = "state.safetensors"
+_COUNTERS = "state.json"
+
+
+@dataclass(frozen=True)
+class Counters:
+    """`step` is the next one to run; `tokens` counts what has been read, padding left out."""
+
+    step: int = 0
+    tokens: int = 0
+    elapsed_s: float = 0.0
+    seed: int = 0
+
+
+def save(folder: Path, model: MiniatureM2, optimizer: Optimizer, counters: Counters) -> None:
+    """Written beside the old one and then put in its place, so a crash leaves one that is whole."""
+    fresh = folder.with_name(folder.name + ".new")
+    fresh.mkdir(parents=True, exist_ok=True)
+    tensors = {name: t.detach().contiguous() for name, t in _tensors(model, optimizer).items()}
+    save_file(tensors, fresh / _TENSORS)
+    (fresh / _COUNTERS).write_text(json.dumps(asdict(counters)))
+    shutil.rmtree(folder, ignore_errors=True)
+    fresh.rename(folder)
+
+
+def restore(folder: Path, model: MiniatureM2, optimizer: Optimizer) -> Counters:
+    """Load in place; raises FileNotFoundError or KeyError when the folder does not fit."""
+    stored = load_file(folder / _TENSORS)
+    with torch.no_grad():
+        for name, tensor in _tensors(model, optimizer).items():
+            tensor.copy_(stored[name])
+    return Counters(**json.loads((folder / _COUNTERS).read_text()))
+
+
+def _tensors(model: MiniatureM2, optimizer: Optimizer) -> dict[str, torch.Tensor]:
+    return {f"model.{n}": t for n, t in model.state_dict().items()} | optimizer.state
+
+
+def drop_rows_from(path: Path, step: int) -> None:
+    """Forget what was logged behind the checkpoint: those steps are about to be run again."""
+    if not path.exists():
+        return
+    lines = path.read_text().splitlines(keepends=True)
+    path.write_text("".join(line for line in lines if _step_of(line) < step))
+
+
+def _step_of(line: str) -> int:
+    """Of a line of `log.jsonl` or `curves.csv`; the head of the latter counts as the first."""
+    if line.startswith("{"):
+        return int(json.loads(line)["step"])
+    first = line.partition(",")[0]
+    return int(first) if first.isdigit() else -1

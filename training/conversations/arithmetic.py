@@ -1,0 +1,165 @@
+"""Sums with worked thinking, bare and in words, in English, Chinese and French."""
+
+from __future__ import annotations
+
+import random
+from dataclasses import dataclass
+
+from training.conversations.sample import Sample, exchange
+from training.split import Split, draw
+
+SIGNS = {"add": "+", "subtract": "-", "multiply": "*", "divide": "/"}
+_BARE = {
+    "en": ("What is {x}?", "Calculate {x}.", "{x} = ?", "How much is {x}?", "Compute {x}, please."),
+    "zh": ("{x}等于多少？", "计算{x}。", "{x}=？", "请算一下{x}。"),
+    "fr": ("Combien font {x} ?", "Calcule {x}.", "Quel est le résultat de {x} ?"),
+}
+_BARE_HELD_OUT = {
+    "en": ("Please work out {x}.", "Tell me what {x} gives."),
+    "zh": ("{x}的结果是什么？",),
+    "fr": ("Combien vaut {x} ?",),
+}
+_NAMES = ("Anna", "Ben", "Clara", "David", "Emma", "Tom", "Lily", "Max", "Nora", "Paul", "Rosa")
+_NAMES_ZH = ("小明", "小红", "小李", "小王", "小张", "小刚")
+_THINGS = ("apples", "books", "coins", "stamps", "cards", "pens", "eggs", "stones", "tickets")
+_THINGS_ZH = ("苹果", "书", "硬币", "邮票", "卡片", "铅笔", "鸡蛋")
+_STORIES = {
+    "add": (
+        "{n} has {a} {t} and gets {b} more. How many {t} does {n} have now?",
+        "There are {a} {t} in one box and {b} in another. How many {t} are there in all?",
+    ),
+    "subtract": (
+        "{n} has {a} {t} and gives away {b}. How many {t} are left?",
+        "A shop has {a} {t} and sells {b} of them. How many {t} remain?",
+    ),
+    "multiply": (
+        "{n} has {a} boxes with {b} {t} each. How many {t} are there?",
+        "One bag holds {b} {t}. How many {t} do {a} bags hold?",
+    ),
+    "divide": (
+        "{n} shares {a} {t} equally among {b} friends. How many {t} does each get?",
+        "{a} {t} are packed into {b} equal boxes. How many {t} are in each box?",
+    ),
+}
+_STORIES_ZH = {
+    "add": ("{n}有{a}个{t}，又得到{b}个。现在有多少个{t}？",),
+    "subtract": ("{n}有{a}个{t}，送出{b}个。还剩多少个{t}？",),
+    "multiply": ("{n}有{a}个盒子，每盒{b}个{t}。一共有多少个{t}？",),
+    "divide": ("{n}把{a}个{t}平均分给{b}个朋友。每人得到多少个？",),
+}
+
+
+@dataclass(frozen=True)
+class Sum:
+    """`a` SIGN `b`; subtraction stays positive, division is exact."""
+
+    operation: str
+    a: int
+    b: int
+
+    @property
+    def text(self) -> str:
+        return f"{self.a} {SIGNS[self.operation]} {self.b}"
+
+    @property
+    def result(self) -> int:
+        a, b = self.a, self.b
+        results = {"add": a + b, "subtract": a - b, "multiply": a * b, "divide": a // b}
+        return results[self.operation]
+
+    @property
+    def worked(self) -> str:
+        """Digit by digit from the right, or by place for a product; digits and signs only."""
+        if self.operation == "add":
+            steps = _add_steps(self.a, self.b)
+        elif self.operation == "subtract":
+            steps = _subtract_steps(self.a, self.b)
+        elif self.operation == "multiply":
+            steps = _multiply_steps(self.a, self.b)
+        else:
+            steps = [f"{self.b} * {self.result} = {self.a}"]
+        return "; ".join([*steps, f"{self.text} = {self.result}."])
+
+
+def arithmetic(rng: random.Random, split: Split) -> Sample:
+    """A bare sum or a short story that asks for one."""
+    language = rng.choices(("en", "zh", "fr"), weights=(70, 20, 10))[0]
+    problem = draw_sum(rng, split)
+    if language != "fr" and rng.random() < 0.3:
+        text = _story(rng, problem, language)
+    else:
+        frames = (_BARE if split == "train" else _BARE_HELD_OUT)[language]
+        text = rng.choice(frames).replace("{x}", problem.text)
+    end = "。" if language == "zh" else "."
+    content = f"{problem.text} = {problem.result}{end}"
+    return exchange("arithmetic", text, problem.worked, content, answer=str(problem.result))
+
+
+def draw_sum(rng: random.Random, split: Split, max_digits: int = 4) -> Sum:
+    """A problem whose two numbers belong to the split."""
+
+    def make() -> Sum:
+        operation = rng.choices(tuple(SIGNS), weights=(35, 30, 25, 10))[0]
+        if operation == "multiply":
+            a, b = rng.choice(((9, 9), (99, 9), (99, 9), (999, 9), (99, 99)))
+            return Sum(operation, rng.randint(2, a), rng.randint(2, b))
+        if operation == "divide":
+            b, result = rng.randint(2, 12), rng.randint(2, 20)
+            return Sum(operation, b * result, b)
+        digits = rng.choices(range(1, max_digits + 1), weights=(2, 4, 4, 1)[:max_digits])[0]
+        a, b = rng.randint(1, 10**digits - 1), rng.randint(1, 10**digits - 1)
+        if operation == "subtract":
+            a, b = max(a, b), min(a, b)
+        return Sum(operation, a, b)
+
+    return draw(make, lambda s: f"{s.operation}:{s.a}:{s.b}", split)
+
+
+def _story(rng: random.Random, problem: Sum, language: str) -> str:
+    stories = _STORIES_ZH if language == "zh" else _STORIES
+    text = rng.choice(stories[problem.operation])
+    names, things = (_NAMES_ZH, _THINGS_ZH) if language == "zh" else (_NAMES, _THINGS)
+    text = text.replace("{n}", rng.choice(names)).replace("{t}", rng.choice(things))
+    return text.replace("{a}", str(problem.a)).replace("{b}", str(problem.b))
+
+
+def _add_steps(a: int, b: int) -> list[str]:
+    steps, carry = [], 0
+    while a or b:
+        x, y = a % 10, b % 10
+        total = x + y + carry
+        with_carry = f" + {carry}" if carry else ""
+        steps.append(f"{x} + {y}{with_carry} = {total}")
+        a, b, carry = a // 10, b // 10, total // 10
+    return steps
+
+
+def _subtract_steps(a: int, b: int) -> list[str]:
+    """A digit that is too small borrows ten from the next; the loan is taken off there."""
+    steps, borrow = [], 0
+    while a:
+        x, y = a % 10, b % 10
+        minus = f" - {borrow}" if borrow else ""
+        short = x - borrow < y
+        shown = x + 10 if short else x
+        steps.append(f"{shown} - {y}{minus} = {shown - y - borrow}")
+        a, b, borrow = a // 10, b // 10, int(short)
+    return steps
+
+
+def _multiply_steps(a: int, b: int) -> list[str]:
+    """Small times small is known by heart; a place value of the first factor at a time."""
+    if a < 10 and b < 10:
+        return []
+    if b > 9:
+        tens, ones = b // 10 * 10, b % 10
+        parts = [(a, tens)] + ([(a, ones)] if ones else [])
+    else:
+        places = [int(d) * 10**i for i, d in enumerate(reversed(str(a)))]
+        parts = [(place, b) for place in reversed(places) if place]
+    steps = [f"{x} * {y} = {x * y}" for x, y in parts]
+    total = parts[0][0] * parts[0][1]
+    for x, y in parts[1:]:
+        steps.append(f"{total} + {x * y} = {total + x * y}")
+        total += x * y
+    return steps

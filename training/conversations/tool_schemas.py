@@ -1,0 +1,129 @@
+"""Tool definitions put together from parts, so that those of the quiz never occur in training."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from m2serve.chat.tools import Tool, parse_tools
+from training.conversations.tool_domains import DOMAINS, Domain
+from training.conversations.tool_slots import Form, Slot
+from training.conversations.words import made_up
+from training.split import MAX_DRAWS, Split, split_of
+
+# Schemas of public documents, which the miniature must meet unprepared.
+RESERVED = frozenset(
+    {"get_current_weather(city,unit)", "get_weather(city)", "get_weather(location)"}
+)
+HELD_OUT_WORD_SHARE = 0.3
+MADE_UP_SHARE = 0.15
+
+
+@dataclass(frozen=True)
+class Parameter:
+    name: str
+    slot: Slot
+    form: Form
+
+
+@dataclass(frozen=True)
+class OfferedTool:
+    """A tool and what we know of it: its domain and which parameter is which slot."""
+
+    domain: Domain
+    tool: Tool
+    parameters: Mapping[str, Parameter]
+
+    @property
+    def signature(self) -> str:
+        return signature_of(self.tool.name, [p.name for p in self.parameters.values()])
+
+
+def signature_of(name: str, parameters: list[str]) -> str:
+    return f"{name}({','.join(sorted(parameters))})"
+
+
+def schema_split(signature: str) -> Split:
+    return "held_out" if signature in RESERVED else split_of(signature)
+
+
+def draw_tool(rng: random.Random, split: Split, domain_name: str) -> OfferedTool:
+    """A tool of the domain whose name and parameters belong to the split."""
+    for _ in range(MAX_DRAWS):
+        offered = _make(rng, split, DOMAINS[domain_name])
+        if schema_split(offered.signature) == split:
+            return offered
+    raise RuntimeError(f"no {split} schema for {domain_name!r} in {MAX_DRAWS} tries")
+
+
+def draw_tools(
+    rng: random.Random, split: Split, wanted: list[str], num_others: int
+) -> list[OfferedTool]:
+    """One tool for each wanted domain and some of other domains, under different names."""
+    others = rng.sample(sorted(set(DOMAINS) - set(wanted)), num_others)
+    offered: dict[str, OfferedTool] = {}
+    for name in (*wanted, *others):
+        tool = draw_tool(rng, split, name)
+        while tool.tool.name in offered:
+            tool = draw_tool(rng, split, name)
+        offered[tool.tool.name] = tool
+    return list(offered.values())
+
+
+def _make(rng: random.Random, split: Split, domain: Domain) -> OfferedTool:
+    optional = {name: slot for name, slot in domain.optional.items() if rng.random() < 0.6}
+    parameters: dict[str, Parameter] = {}
+    for key, slot in {**domain.required, **optional}.items():
+        taken = {parameter.name for parameter in parameters.values()}
+        name = _parameter_name(rng, split, slot, taken)
+        parameters[key] = Parameter(name, slot, rng.choice(slot.forms))
+    is_camel = rng.random() < 0.2
+    if is_camel:
+        parameters = {
+            key: Parameter(_camel(p.name), p.slot, p.form) for key, p in parameters.items()
+        }
+    name = _tool_name(rng, split, domain)
+    definition = _definition(rng, _camel(name) if is_camel else name, domain, parameters)
+    [tool] = parse_tools([{"type": "function", "function": definition}])
+    return OfferedTool(domain, tool, parameters)
+
+
+def _definition(
+    rng: random.Random, name: str, domain: Domain, parameters: Mapping[str, Parameter]
+) -> dict[str, Any]:
+    properties = {}
+    for parameter in parameters.values():
+        schema = dict(parameter.form.schema)
+        if rng.random() < 0.6:
+            schema["description"] = rng.choice(parameter.slot.described)
+        properties[parameter.name] = schema
+    required = [parameters[key].name for key in domain.required]
+    shape: dict[str, Any] = {"type": "object", "properties": properties, "required": required}
+    return {"name": name, "description": rng.choice(domain.described), "parameters": shape}
+
+
+def _tool_name(rng: random.Random, split: Split, domain: Domain) -> str:
+    if rng.random() < MADE_UP_SHARE:
+        return f"{rng.choice(domain.verbs)}_{made_up(rng)}"
+    nouns = domain.nouns
+    if split == "held_out" and rng.random() < HELD_OUT_WORD_SHARE:
+        nouns = domain.held_out_nouns
+    name = f"{rng.choice(domain.verbs)}_{rng.choice(nouns)}"
+    return name if rng.random() < 0.8 else f"{name}_{rng.choice(('tool', 'v2', 'api', 'service'))}"
+
+
+def _parameter_name(rng: random.Random, split: Split, slot: Slot, taken: set[str]) -> str:
+    names = slot.names
+    if split == "held_out" and rng.random() < HELD_OUT_WORD_SHARE:
+        names = slot.held_out
+    elif rng.random() < MADE_UP_SHARE / 2:
+        names = (made_up(rng),)
+    free = [name for name in names if name not in taken]
+    return rng.choice(free) if free else made_up(rng)
+
+
+def _camel(name: str) -> str:
+    first, *rest = name.split("_")
+    return first + "".join(part.title() for part in rest)

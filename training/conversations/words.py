@@ -1,0 +1,80 @@
+"""Names, things and made-up words the generators draw from."""
+
+from __future__ import annotations
+
+import random
+from functools import cache
+
+from training.facts import load_relations
+
+NAMES = (
+    "Anna", "Ben", "Clara", "David", "Emma", "Felix", "Grace", "Hugo", "Iris", "Jonas", "Kate",
+    "Leo", "Mia", "Noah", "Olga", "Peter", "Quinn", "Rosa", "Sam", "Tina", "Uma", "Victor",
+    "Wendy", "Yara", "Zoe",
+)  # fmt: skip
+NAMES_ZH = ("小明", "小红", "小李", "小王", "小张", "小刚", "小芳", "小华", "小林", "小雨")
+COLOURS = (
+    "red", "blue", "green", "black", "white", "yellow", "brown", "grey", "purple", "orange",
+    "silver", "golden", "pink",
+)  # fmt: skip
+OBJECTS = (
+    "box", "door", "bag", "lamp", "chair", "table", "bottle", "book", "key", "clock", "car",
+    "bike", "house", "garden", "window", "drawer", "phone", "ticket", "locker", "safe", "boat",
+    "tower", "bridge", "train", "cup", "stone", "basket", "robot", "engine", "folder",
+)  # fmt: skip
+OBJECTS_ZH = ("盒子", "门", "包", "灯", "椅子", "瓶子", "书", "钥匙", "汽车", "抽屉", "柜子", "船")
+COLOURS_ZH = ("红", "蓝", "绿", "黑", "白", "黄", "紫", "灰")
+PLACES = (
+    "market", "station", "library", "office", "park", "school", "museum", "harbour", "airport",
+    "hotel", "bakery", "farm", "theatre", "hospital", "kitchen", "workshop",
+)  # fmt: skip
+GOODS = (
+    "apples", "books", "coins", "cards", "pens", "eggs", "letters", "tickets", "flowers", "shirts",
+    "lamps", "plates", "stones", "maps", "bottles", "keys",
+)  # fmt: skip
+DAYS = ("Monday", "Tuesday", "Wednesday", "Thursday", "Friday", "Saturday", "Sunday")
+WORDS = (
+    "river", "cloud", "paper", "music", "light", "winter", "summer", "silver", "garden", "letter",
+    "number", "yellow", "simple", "window", "forest", "bridge", "market", "orange", "doctor",
+    "engine", "planet", "animal", "coffee", "dinner", "friend", "island", "kitchen", "lemon",
+    "mirror", "ocean", "pencil", "rabbit", "school", "ticket", "village", "weather", "copper",
+    "desert", "eagle", "flower", "guitar", "hammer", "jacket", "ladder", "magnet", "needle",
+)  # fmt: skip
+
+_ONSETS = ("b", "c", "d", "f", "g", "k", "l", "m", "n", "p", "r", "s", "t", "v", "z", "br", "tr")
+_VOWELS = ("a", "e", "i", "o", "u")
+_CODAS = ("", "", "n", "r", "s", "l", "x", "m")
+
+
+def made_up(rng: random.Random, num_syllables: int = 2) -> str:
+    """A word that means nothing, so that copying cannot lean on knowing it."""
+    return "".join(
+        rng.choice(_ONSETS) + rng.choice(_VOWELS) + rng.choice(_CODAS) for _ in range(num_syllables)
+    )
+
+
+def digits(rng: random.Random, count: int) -> str:
+    """A number of `count` digits as text; the first is not zero."""
+    return str(rng.randint(10 ** (count - 1), 10**count - 1))
+
+
+@cache
+def cities(language: str) -> tuple[str, ...]:
+    """Capitals and a few more, by their names in the language."""
+    capital = next(relation for relation in load_relations() if relation.name == "capital")
+    named = [fact.object[language] for fact in capital.facts_in(language)]
+    return (*named, *_MORE_CITIES[language])
+
+
+_MORE_CITIES = {
+    "en": (
+        "New York", "San Francisco", "Los Angeles", "Chicago", "Boston", "Seattle", "Toronto",
+        "Sydney", "Melbourne", "Munich", "Hamburg", "Cologne", "Lyon", "Marseille", "Milan",
+        "Naples", "Barcelona", "Porto", "Istanbul", "Dubai", "Mumbai", "Shanghai", "Shenzhen",
+        "Osaka", "Kyoto", "Geneva", "Zurich", "Krakow", "Singapore", "Hong Kong",
+    ),
+    "zh": (
+        "上海", "广州", "深圳", "杭州", "南京", "成都", "武汉", "西安", "重庆", "天津", "苏州",
+        "青岛", "大连", "厦门", "长沙", "昆明", "纽约", "旧金山", "悉尼", "米兰", "大阪",
+    ),
+}  # fmt: skip

@@ -1,0 +1,159 @@
+"""Trains the Eagle3 draft of a trained miniature, and writes it beside.
+
+    python -m training.eagle3 MODEL_FOLDER DRAFT_FOLDER [--device cpu|cuda] --steps N
+
+The draft learns what the target would say: at every token the target's own distribution is the
+lesson, for the first foreseen token and for those the draft foresees from its own states.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import time
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from safetensors.torch import load_file, save_file
+
+from m2serve.spec.shape import ModelShape, load_config
+from training.batches import Batch, draw_batch, start_worker
+from training.eagle3_modeling import DraftShape, EagleDraft, by_block
+from training.modeling import MiniatureM2, load_checkpoint_tensors
+from training.schedule import rate_factor
+
+NUM_DRAFT_STEPS = 3
+STEP_DECAY = 0.8  # a later token counts less
+LR = 2e-3
+STEP_TOKENS = 6144
+STAGE = 0
+COUNTED_STEPS = 20
+LOG_EVERY = 20
+
+
+def load_target(folder: Path, device: torch.device) -> MiniatureM2:
+    """The trained miniature, frozen."""
+    model = MiniatureM2(ModelShape.from_config(load_config(folder)), torch.Generator())
+    load_checkpoint_tensors(model, load_file(folder / "model.safetensors"))
+    return model.to(device).requires_grad_(False)
+
+
+def draft_vocabulary(seed: int, size: int) -> torch.Tensor:
+    """The ids the model says most, in ascending order, int64 [Vd]; every id 0.. fills up."""
+    counts: Counter[int] = Counter()
+    for step in range(COUNTED_STEPS):
+        counts.update(draw_batch(seed + 1, STAGE, step, STEP_TOKENS).targets.tolist())
+    chosen = [token_id for token_id, _ in counts.most_common(size)]
+    rest = (token_id for token_id in range(1 << 20) if token_id not in counts)
+    while len(chosen) < size:
+        chosen.append(next(rest))
+    return torch.tensor(sorted(chosen))
+
+
+def draft_loss(
+    draft: EagleDraft, target: MiniatureM2, batch: Batch, vocabulary: torch.Tensor
+) -> tuple[torch.Tensor, list[float]]:
+    """The loss, and of each draft step the share of tokens where both say the same."""
+    with torch.no_grad():
+        streams, _ = target.residuals(batch.token_ids, batch.blocks, batch.is_real)
+        teacher = target.head(streams[-1][batch.rows])
+        embeds = F.embedding(batch.token_ids, target.embed_tokens).roll(-1, 0)
+    taps = torch.cat([streams[tap] for tap in draft.shape.taps], -1)
+    parts = zip(by_block(taps, batch.blocks), by_block(embeds, batch.blocks), strict=True)
+    unrolled = [draft.unroll(t, e, NUM_DRAFT_STEPS) for t, e in parts]
+    wanted = teacher[:, vocabulary].softmax(-1)
+    said = teacher.argmax(-1)
+    loss = torch.zeros((), device=teacher.device)
+    agreement = []
+    for step in range(NUM_DRAFT_STEPS):
+        hidden = torch.cat([steps[step].flatten(0, 1) for steps in unrolled])
+        # The draft at i - 1 has read the token at i and foresees what the target says there.
+        logits = draft.logits(hidden[batch.rows - 1])
+        loss = loss + STEP_DECAY**step * F.cross_entropy(logits, wanted)
+        agreement.append(round(float((vocabulary[logits.argmax(-1)] == said).float().mean()), 4))
+    return loss, agreement
+
+
+def export_draft(draft: EagleDraft, target: ModelShape, vocab: torch.Tensor, folder: Path) -> None:
+    """config.json and model.safetensors in the layout of published Eagle3 drafts."""
+    folder.mkdir(parents=True, exist_ok=True)
+    tensors: dict[str, torch.Tensor] = {}
+    for name, parameter in draft.named_parameters():
+        room, _, last = name.rpartition(".")
+        if last.endswith("_proj"):
+            room += ".self_attn" if last[0] in "qkvo" else ".mlp"
+        full = f"{room}.{last}.weight".lstrip(".")
+        tensors[full] = parameter.detach().to(torch.bfloat16).cpu().contiguous()
+    tensors["d2t"] = (vocab - torch.arange(len(vocab), device=vocab.device)).cpu()
+    t2d = torch.zeros(target.vocab_size, dtype=torch.bool)
+    t2d[vocab.cpu()] = True
+    tensors["t2d"] = t2d
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+    shape = asdict(draft.shape)
+    taps = list(shape.pop("taps"))
+    config = {
+        "architectures": ["LlamaForCausalLMEagle3"],
+        "model_type": "llama",
+        "hidden_act": "silu",
+        "num_hidden_layers": 1,
+        "tie_word_embeddings": False,
+        "torch_dtype": "bfloat16",
+        "vocab_size": target.vocab_size,
+        "eagle_aux_hidden_state_layer_ids": taps,
+        **shape,
+    }
+    (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n")
+
+
+def train(options: argparse.Namespace) -> None:
+    device = torch.device(options.device)
+    start_worker(options.model)
+    target = load_target(options.model, device)
+    draft = EagleDraft(DraftShape(), torch.Generator().manual_seed(options.seed)).to(device)
+    vocabulary = draft_vocabulary(options.seed, draft.shape.draft_vocab_size).to(device)
+    optimizer = torch.optim.AdamW(draft.parameters(), lr=LR, betas=(0.9, 0.95), weight_decay=0.01)
+    options.draft.mkdir(parents=True, exist_ok=True)
+    started_s = time.monotonic()
+    for step in range(options.steps):
+        for group in optimizer.param_groups:
+            group["lr"] = LR * rate_factor(step / options.steps)
+        batch = draw_batch(options.seed, STAGE, step, STEP_TOKENS).to(device)
+        loss, agreement = draft_loss(draft, target, batch, vocabulary)
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(draft.parameters(), 1.0)
+        optimizer.step()
+        optimizer.zero_grad()
+        if step % LOG_EVERY == 0 or step == options.steps - 1:
+            elapsed_s = time.monotonic() - started_s
+            _log(options.draft / "log.jsonl", step, float(loss.detach()), agreement, elapsed_s)
+    export_draft(draft, target.shape, vocabulary, options.draft)
+
+
+def _log(path: Path, step: int, loss: float, agreement: Sequence[float], elapsed_s: float) -> None:
+    row = {"step": step, "loss": round(loss, 4), "agreement": agreement}
+    line = json.dumps(row | {"elapsed_s": round(elapsed_s, 1)})
+    with path.open("a") as file:
+        file.write(line + "\n")
+    print(line, flush=True)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="Train the miniature's Eagle3 draft.")
+    parser.add_argument("model", type=Path)
+    parser.add_argument("draft", type=Path)
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
+    parser.add_argument("--steps", type=int, required=True)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--threads", type=int, default=0, help="0: torch's choice")
+    options = parser.parse_args()
+    if options.threads:
+        torch.set_num_threads(options.threads)
+    train(options)
+
+
+if __name__ == "__main__":
+    main()

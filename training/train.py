@@ -1,0 +1,238 @@
+"""Trains the miniature.
+
+    python -m training.train RUN_FOLDER [--device cpu|cuda] (--minutes N | --steps N) [--seed 0]
+
+RUN_FOLDER gets the tokenizer, a checkpoint from which the same command goes on, `log.jsonl` (a
+line a step), `curves.csv` (held-out scores) and at the end `model/`, the folder to serve.
+With --steps, and on one machine, the run is repeatable to the bit however often it is interrupted;
+with --minutes the curriculum follows the clock.
+"""
+
+from __future__ import annotations
+
+import argparse
+import ctypes
+import json
+import math
+import os
+import platform
+import sys
+import time
+from collections import deque
+from collections.abc import Generator
+from concurrent.futures import Future, ProcessPoolExecutor
+from dataclasses import replace
+from multiprocessing import get_context
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+
+from m2serve.chat.tokenizer import Tokenizer
+from m2serve.spec.shape import ModelShape
+from training.batches import Batch, draw_batch, start_worker
+from training.checkpointing import Counters, drop_rows_from, restore, save
+from training.export import export
+from training.mixture import STAGES, stage_at
+from training.modeling import MiniatureM2, num_parameters
+from training.optimizer import Optimizer, balance_experts, clip_gradients, load_summary
+from training.probe import append_scores, probe_documents, score
+from training.schedule import Budget, rate_factor
+from training.tokenizer import NUM_DOCUMENTS, VOCAB_SIZE, train_tokenizer, write_tokenizer
+
+SHAPE = ModelShape(
+    hidden_size=256,
+    num_hidden_layers=5,
+    num_attention_heads=6,
+    num_key_value_heads=2,
+    head_dim=64,
+    rotary_dim=32,
+    rope_theta=10_000.0,
+    rms_norm_eps=1e-6,
+    intermediate_size=128,
+    num_local_experts=16,
+    num_experts_per_tok=4,
+    vocab_size=VOCAB_SIZE,
+    max_position_embeddings=4096,
+)
+STEP_TOKENS = {"cpu": 8192, "cuda": 32_768}
+NUM_PROBES = 20
+SAVE_EVERY_S = 300.0
+
+
+class Run:
+    """One training run in its folder; goes on where the folder's checkpoint is."""
+
+    def __init__(self, folder: Path, options: argparse.Namespace) -> None:
+        self.folder = folder
+        self.device = torch.device(options.device)
+        self.budget = Budget(options.steps, options.minutes)
+        self.step_tokens = options.step_tokens or STEP_TOKENS[options.device]
+        self.num_workers = options.workers
+        self.tokenizer_folder = _ready_tokenizer(folder / "tokenizer", options.seed)
+        generator = torch.Generator().manual_seed(options.seed)
+        self.model = MiniatureM2(SHAPE, generator).to(self.device)
+        self.optimizer = Optimizer(self.model)
+        self.counters = Counters(seed=options.seed)
+        if (folder / "checkpoint").is_dir():
+            self.counters = restore(folder / "checkpoint", self.model, self.optimizer)
+        drop_rows_from(folder / "log.jsonl", self.counters.step)
+        drop_rows_from(folder / "curves.csv", self.counters.step)
+        self.probes = probe_documents(Tokenizer.load(self.tokenizer_folder))
+
+    def progress(self) -> float:
+        return self.budget.progress(self.counters.step, self.counters.elapsed_s)
+
+    def train(self) -> None:
+        """Until the budget is spent; then writes the model's folder."""
+        next_probe = math.ceil(self.progress() * NUM_PROBES) / NUM_PROBES
+        last_save_s = self.counters.elapsed_s
+        batches = self._batches()
+        while self.progress() < 1.0:
+            if self.progress() >= next_probe:
+                self._probe()
+                next_probe += 1 / NUM_PROBES
+            started_s = time.monotonic()
+            row = self._step(next(batches))
+            row["step_s"] = round(time.monotonic() - started_s, 3)
+            elapsed_s = self.counters.elapsed_s + time.monotonic() - started_s
+            self._log(row)
+            self.counters = replace(
+                self.counters,
+                step=self.counters.step + 1,
+                tokens=self.counters.tokens + int(row["tokens"]),
+                elapsed_s=elapsed_s,
+            )
+            if elapsed_s - last_save_s > SAVE_EVERY_S:
+                self._save()
+                last_save_s = elapsed_s
+        self._probe()
+        self._save()
+        batches.close()
+        export(self.model, self.tokenizer_folder, self.folder / "model")
+
+    def _step(self, batch: Batch) -> dict[str, float]:
+        factor = rate_factor(self.progress())
+        batch = batch.to(self.device)
+        is_cuda = self.device.type == "cuda"
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=is_cuda):
+            result = self.model(batch.token_ids, batch.blocks, batch.rows, batch.is_real)
+        loss = F.cross_entropy(result.logits, batch.targets)
+        loss.backward()
+        norm = clip_gradients(self.model.parameters())
+        self.optimizer.step(factor)
+        balance_experts(self.model, result.loads, factor)
+        return {
+            "tokens": int(batch.is_real.sum()),
+            "predicted": len(batch.targets),
+            "loss": round(float(loss.detach()), 4),
+            "gradient_norm": round(norm, 3),
+            "rate": round(factor, 4),
+            **load_summary(result.loads),
+        }
+
+    def _batches(self) -> Generator[Batch, None, None]:
+        """In order; with workers, drawn ahead for the stage the run is in at that moment."""
+        if not self.num_workers:
+            start_worker(self.tokenizer_folder)
+            while True:
+                yield draw_batch(*self._draw_arguments(self.counters.step))
+        pool = ProcessPoolExecutor(
+            self.num_workers, get_context("spawn"), start_worker, (self.tokenizer_folder,)
+        )
+        with pool:
+            waiting: deque[Future[Batch]] = deque()
+            step = self.counters.step
+            try:
+                while True:
+                    while len(waiting) < 2 * self.num_workers:
+                        waiting.append(pool.submit(draw_batch, *self._draw_arguments(step)))
+                        step += 1
+                    yield waiting.popleft().result()
+            finally:
+                pool.shutdown(cancel_futures=True)
+
+    def _draw_arguments(self, step: int) -> tuple[int, int, int, int]:
+        stage = stage_at(self.budget.progress(step, self.counters.elapsed_s))
+        return self.counters.seed, stage, step, self.step_tokens
+
+    def _log(self, row: dict[str, float]) -> None:
+        at = {
+            "step": self.counters.step,
+            "progress": round(self.progress(), 5),
+            "stage": STAGES[stage_at(self.progress())].name,
+            "elapsed_s": round(self.counters.elapsed_s, 1),
+        }
+        with (self.folder / "log.jsonl").open("a") as file:
+            file.write(json.dumps(at | row) + "\n")
+
+    def _probe(self) -> None:
+        self.model.eval()
+        scores = [score(self.model, kind, documents) for kind, documents in self.probes.items()]
+        self.model.train()
+        at = self.counters
+        append_scores(self.folder / "curves.csv", scores, at.step, at.tokens, at.elapsed_s)
+        shown = " ".join(f"{s.kind} {s.loss:.2f}/{s.exact:.2f}" for s in scores)
+        print(f"{self.progress():6.1%} step {at.step} tokens {at.tokens} {shown}", flush=True)
+
+    def _save(self) -> None:
+        save(self.folder / "checkpoint", self.model, self.optimizer, self.counters)
+
+    def describe(self) -> None:
+        """Add this start of the run, with what it ran on, to `starts.jsonl`."""
+        device = platform.processor() or platform.machine()
+        if self.device.type == "cuda":
+            device = torch.cuda.get_device_name(self.device)
+        start = {
+            "command": " ".join(sys.argv[1:]),
+            "step": self.counters.step,
+            "step_tokens": self.step_tokens,
+            "parameters": num_parameters(SHAPE),
+            "device": device,
+            "threads": torch.get_num_threads(),
+            "torch": torch.__version__,
+        }
+        with (self.folder / "starts.jsonl").open("a") as file:
+            file.write(json.dumps(start) + "\n")
+        print(json.dumps(start), flush=True)
+
+
+def _ready_tokenizer(folder: Path, seed: int) -> Path:
+    if not (folder / "tokenizer.json").is_file():
+        write_tokenizer(train_tokenizer(VOCAB_SIZE, NUM_DOCUMENTS, seed), folder)
+    return folder
+
+
+def _keep_freed_memory() -> None:
+    """Tell glibc not to give memory back between steps: on a CPU a quarter of the time is spent
+    on getting the same pages again. Elsewhere nothing happens."""
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
+    if mallopt is not None:
+        m_trim_threshold, m_mmap_max = -1, -4
+        mallopt(m_mmap_max, 0)
+        mallopt(m_trim_threshold, 2**31 - 1)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="Train the miniature.")
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
+    budget = parser.add_mutually_exclusive_group(required=True)
+    budget.add_argument("--minutes", type=float, default=0.0)
+    budget.add_argument("--steps", type=int, default=0)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--step-tokens", type=int, default=0, help="0: by device")
+    parser.add_argument("--threads", type=int, default=os.cpu_count())
+    parser.add_argument("--workers", type=int, default=0, help="processes that draw text ahead")
+    options = parser.parse_args()
+    torch.set_num_threads(options.threads)
+    if options.device == "cpu":
+        _keep_freed_memory()
+    options.folder.mkdir(parents=True, exist_ok=True)
+    run = Run(options.folder, options)
+    run.describe()
+    run.train()
+
+
+if __name__ == "__main__":
+    main()
