@@ -6,7 +6,7 @@ STAMP := $(VENV)/.installed
 TINY := build/tiny
 PORT ?= 8000
 
-.PHONY: help serve test lint slow gpu vllm-bench clean
+.PHONY: help serve test lint slow gpu vllm-bench miniature clean
 
 help:  ## show this
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 14
@@ -40,6 +40,9 @@ gpu: $(STAMP)  ## the checks that need a CUDA device
 
 vllm-bench: $(STAMP) $(TINY)/config.json  ## vLLM's own load generator against our server
 	scripts/vllm_bench.sh $(TINY)
+
+miniature: $(STAMP)  ## train the small model that speaks: two hours on two cores (training/README.md)
+	$(BIN)/python -m training.train build/miniature --device cpu --minutes 120
 
 clean:
 	rm -rf $(VENV) build dist
