@@ -126,6 +126,15 @@ def test_the_tool_loop_goes_on(client: OpenAI) -> None:
     assert answer["finish_reason"] == "stop"
 
 
+def test_a_call_that_a_stop_string_cuts_does_not_look_complete(client: OpenAI) -> None:
+    answer = client.chat.completions.create(
+        model="m", messages=[QUESTION], tools=TOOLS, stop=["line</b>"]
+    )
+    [choice] = answer.choices
+    assert choice.finish_reason == "stop"
+    assert len(choice.message.tool_calls) == 2
+
+
 def test_the_last_line_of_the_script_answers_the_rest(client: OpenAI) -> None:
     answer = whole(client, [{"role": "user", "content": "Hi"}])
     assert (answer["reasoning"], answer["content"]) == ("Just a greeting.", "Hello!")

@@ -186,6 +186,8 @@ def _read(text: str, types: frozenset[str]) -> tuple[bool, Any]:
 def _read_json(text: str) -> tuple[bool, Any]:
     try:
         value = json.loads(text, parse_constant=_refuse, parse_float=_finite)
+        # Half of a surrogate pair, written as an escape, cannot be sent to anyone.
+        json.dumps(value, ensure_ascii=False).encode()
     except (ValueError, RecursionError):
         return False, None
     return _is_shallow(value), value

@@ -70,7 +70,8 @@ def _installed_hub(model: str, hub: Hub) -> str:
 def _from_huggingface(package: Any, model: str, revision: str | None) -> Path:
     try:
         commit = package.HfApi().model_info(model, revision=revision).sha
-    except (OSError, ValueError) as error:
+    # Errors of its HTTP client reach us, too, and have no base class in common with its own.
+    except Exception as error:
         cached = _cached_snapshot(package, model, revision)
         if cached is None:
             raise _refused("Hugging Face", model, revision, error) from error
@@ -78,7 +79,7 @@ def _from_huggingface(package: Any, model: str, revision: str | None) -> Path:
     patterns = list(FILE_PATTERNS)
     try:
         return Path(package.snapshot_download(model, revision=commit, allow_patterns=patterns))
-    except (OSError, ValueError) as error:
+    except Exception as error:
         raise _refused("Hugging Face", model, revision, error) from error
 
 
@@ -86,7 +87,7 @@ def _cached_snapshot(package: Any, model: str, revision: str | None) -> Path | N
     """An earlier download, for machines that are offline."""
     try:
         return Path(package.snapshot_download(model, revision=revision, local_files_only=True))
-    except (OSError, ValueError):
+    except Exception:
         return None
 
 

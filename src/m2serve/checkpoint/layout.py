@@ -28,6 +28,9 @@ from m2serve.errors import CheckpointError
 from m2serve.spec.shape import ModelShape
 
 _SHOWN_PROBLEMS = 3
+_DECODER_PARTS = frozenset(
+    {"input_layernorm", "self_attn", "post_attention_layernorm", "block_sparse_moe"}
+)
 
 
 @dataclass(frozen=True)
@@ -114,12 +117,12 @@ def plan_layout(checkpoint: Checkpoint) -> CheckpointLayout:
 def _sort_tensors(checkpoint: Checkpoint, wanted: Inventory) -> _Directory:
     plain_names = {spec.name for spec in wanted.plain}
     directory = _Directory({}, {}, {}, 0)
-    beyond = 0
+    beyond: dict[int, set[str]] = {}
     last_layers = checkpoint.shape.num_hidden_layers + _num_mtp_layers(checkpoint.config)
     for tensor, info in checkpoint.tensors.items():
         name = canonical(tensor)
         if checkpoint.shape.num_hidden_layers <= (layer_of(name) or 0) < last_layers:
-            beyond += 1
+            beyond.setdefault(layer_of(name) or 0, set()).add(name)
         elif name in plain_names:
             _add(directory.plain, name, _Found(tensor, info))
         elif is_kv_scale(name):
@@ -127,7 +130,21 @@ def _sort_tensors(checkpoint: Checkpoint, wanted: Inventory) -> _Directory:
         else:
             module, _, suffix = name.rpartition(".")
             _add(directory.modules.setdefault(module, {}), suffix, _Found(tensor, info))
-    return replace(directory, num_beyond_last_layer=beyond)
+    _check_are_mtp(checkpoint, beyond)
+    return replace(directory, num_beyond_last_layer=sum(map(len, beyond.values())))
+
+
+def _check_are_mtp(checkpoint: Checkpoint, beyond: Mapping[int, set[str]]) -> None:
+    """A layer of prediction has more than a decoder layer; one that has not is a decoder layer,
+    and a config with too few of them would serve the first part of a model.
+    """
+    for layer, names in beyond.items():
+        parts = {name.removeprefix(f"model.layers.{layer}.").split(".")[0] for name in names}
+        if parts <= _DECODER_PARTS:
+            raise CheckpointError(
+                f"{min(names)} belongs to a decoder layer, but num_hidden_layers is "
+                f"{checkpoint.shape.num_hidden_layers} in config.json"
+            )
 
 
 def _num_mtp_layers(config: Mapping[str, Any]) -> int:

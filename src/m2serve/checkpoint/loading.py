@@ -15,6 +15,7 @@ from typing import Any, TypeVar
 
 import torch
 
+from m2serve.checkpoint.formats.scales import check_finite
 from m2serve.checkpoint.layout import LinearPlan, PlainPlan
 from m2serve.checkpoint.reader import Checkpoint
 from m2serve.checkpoint.weights import Nvfp4Weight, StaticInput, Weight
@@ -28,9 +29,15 @@ _Parts = TypeVar("_Parts", bound=Weight | StaticInput)
 
 
 def load_plain(checkpoint: Checkpoint, plan: PlainPlan) -> torch.Tensor:
-    """A norm, embedding or router tensor as stored; the router's are float32."""
+    """A norm, embedding or router tensor as stored; the router's are float32.
+
+    Raises CheckpointError when a router tensor holds NaN or Inf, which would choose any expert.
+    """
     tensor = checkpoint.read(plan.tensor)
-    return tensor.to(torch.float32, copy=True) if plan.spec.upcast else tensor.clone()
+    if not plan.spec.upcast:
+        return tensor.clone()
+    check_finite(plan.tensor, tensor)
+    return tensor.to(torch.float32, copy=True)
 
 
 def load_linear(

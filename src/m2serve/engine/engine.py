@@ -144,9 +144,13 @@ class Engine:
     def generate(self, prompts: Sequence[list[int]], sampling: SamplingParams) -> list[Completion]:
         """Generate one completion for each prompt, all together; for an engine without other work.
 
+        Without `eos_token_ids` the sampling gets the checkpoint's, of generation_config.json.
         Raises RequestError for the first prompt that cannot be served, before any is computed.
         """
         assert not self.has_work(), "outputs of other requests would be lost"
+        if not sampling.eos_token_ids:
+            eos_token_ids = self._runner.eos_token_ids
+            sampling = msgspec.structs.replace(sampling, eos_token_ids=eos_token_ids)
         requests = [
             EngineRequest(request_id=str(index), prompt_token_ids=prompt, sampling=sampling)
             for index, prompt in enumerate(prompts)

@@ -41,16 +41,24 @@ PROMPT_LOGITS_AT_ONCE = 128
 
 class ModelRunner:
     """Made by `load`. `max_model_len` is the config's, the checkpoint's, or what the cache holds;
-    `used_vocab_size` the number of ids that may be sampled.
+    `used_vocab_size` the number of ids that may be sampled, `eos_token_ids` those that
+    generation_config.json names as the end.
     """
 
     def __init__(
-        self, model: MiniMaxM2, kv_cache: KVCache, *, max_model_len: int, used_vocab_size: int
+        self,
+        model: MiniMaxM2,
+        kv_cache: KVCache,
+        *,
+        max_model_len: int,
+        used_vocab_size: int,
+        eos_token_ids: tuple[int, ...] = (),
     ) -> None:
         self.model = model
         self.kv_cache = kv_cache
         self.max_model_len = max_model_len
         self.used_vocab_size = used_vocab_size
+        self.eos_token_ids = eos_token_ids
         self._sampler = Sampler(used_vocab_size)
 
     @classmethod
@@ -63,6 +71,7 @@ class ModelRunner:
         with Checkpoint.open(config.model_path) as checkpoint:
             check_config(config, checkpoint.shape)
             model = load_model(checkpoint, device, DTYPES[dtype], progress)
+            eos_token_ids = _eos_token_ids(checkpoint)
         used_vocab_size = config.used_vocab_size or model.shape.vocab_size
 
         def with_blocks(num_blocks: int, max_model_len: int) -> ModelRunner:
@@ -70,7 +79,11 @@ class ModelRunner:
                 model.shape, num_blocks, config.block_size, device, DTYPES[dtype]
             )
             return cls(
-                model, kv_cache, max_model_len=max_model_len, used_vocab_size=used_vocab_size
+                model,
+                kv_cache,
+                max_model_len=max_model_len,
+                used_vocab_size=used_vocab_size,
+                eos_token_ids=eos_token_ids,
             )
 
         activation_bytes = 0
@@ -141,6 +154,13 @@ class ModelRunner:
                 return SequenceResult(error=NOT_FINITE)
             prompt_logprobs += found
         return dataclasses.replace(result, prompt_logprobs=prompt_logprobs)
+
+
+def _eos_token_ids(checkpoint: Checkpoint) -> tuple[int, ...]:
+    """Of generation_config.json, an id or a list; what is no id of the vocabulary is skipped."""
+    given = checkpoint.generation_config.get("eos_token_id")
+    ids = given if isinstance(given, list) else [given]
+    return tuple(id for id in ids if type(id) is int and 0 <= id < checkpoint.shape.vocab_size)
 
 
 def _peak_bytes(runner: ModelRunner, num_tokens: int) -> int:

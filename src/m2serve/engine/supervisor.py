@@ -93,8 +93,9 @@ class SupervisedEngine:
         return self._info
 
     def health(self) -> EngineHealth:
-        ready = self._state == "ready"
-        return EngineHealth(self._state, ready, self._is_alive(), self._detail, self._progress)
+        alive = self._is_alive()
+        ready = self._state == "ready" and alive
+        return EngineHealth(self._state, ready, alive, self._detail, self._progress)
 
     def stats(self) -> EngineStats:
         return self._stats

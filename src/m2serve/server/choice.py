@@ -135,7 +135,9 @@ class Choice:
     def _finish(self, reason: FinishReason, stop_reason: StopReason, update: ChoiceUpdate) -> None:
         self._add(self._parser.finish(), update)
         if update.finish_reason is None:
-            called = reason == "stop" and self._num_tool_calls > 0
+            # A stop string may have cut a call short, and a cut call must not look complete.
+            cut = isinstance(stop_reason, str)
+            called = reason == "stop" and self._num_tool_calls > 0 and not cut
             update.finish_reason = "tool_calls" if called else reason
             update.stop_reason = stop_reason
 

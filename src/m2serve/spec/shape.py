@@ -125,7 +125,14 @@ def _check_family(config: Mapping[str, Any]) -> None:
         if value is not None and value != wanted:
             raise ConfigError(f"{name} is {value!r} in config.json; MiniMax-M2 has {wanted!r}")
     layer_types = config.get("attn_type_list")
-    if layer_types is not None and any(kind != 1 for kind in layer_types):
+    if layer_types is None:
+        layer_types = []
+    elif not isinstance(layer_types, list) or len(layer_types) != config.get("num_hidden_layers"):
+        raise ConfigError(
+            f"attn_type_list is not a list of num_hidden_layers "
+            f"({config.get('num_hidden_layers')!r}) entries in config.json"
+        )
+    if any(kind != 1 for kind in layer_types):
         raise ConfigError(
             "attn_type_list names a layer that is not softmax attention (1); "
             "lightning attention belongs to MiniMax-Text-01 and M1, not to M2"
@@ -169,7 +176,13 @@ def _rope_parameters(config: Mapping[str, Any]) -> Mapping[str, Any]:
 def _rope_theta(config: Mapping[str, Any]) -> float:
     parameters = _rope_parameters(config)
     source = parameters if "rope_theta" in parameters else config
-    return _positive_float(source, "rope_theta", 5_000_000.0)
+    theta = _positive_float(source, "rope_theta", 5_000_000.0)
+    if _positive_float(config, "rope_theta", theta) != theta:
+        raise ConfigError(
+            f"rope_theta is {config['rope_theta']!r} but rope_parameters says {theta!r}; "
+            "they contradict each other in config.json"
+        )
+    return theta
 
 
 def _rotary_dim(config: Mapping[str, Any], head_dim: int) -> int:

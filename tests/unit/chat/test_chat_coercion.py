@@ -23,6 +23,7 @@ def coerce(schema: Any, text: str, **root: Any) -> Any:
     [
         ({"type": "string"}, "3", "3"),
         ({"type": "string"}, "null", "null"),
+        (OBJECT, '{"a": "\\ud800"}', '{"a": "\\ud800"}'),
         ({}, "3", "3"),
         (True, "3", "3"),
         ({"type": "file"}, "3", "3"),

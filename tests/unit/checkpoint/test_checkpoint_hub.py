@@ -6,6 +6,7 @@ from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from typing import Any
 
+import httpx2
 import pytest
 
 from m2serve.checkpoint.hub import FILE_PATTERNS, resolve
@@ -140,6 +141,14 @@ def test_an_earlier_download_serves_when_offline(tmp_path: Path, huggingface: Fa
     huggingface.cached = True
     assert resolve(MODEL) == tmp_path
     assert huggingface.calls == [{"model": MODEL, "revision": None, "local_files_only": True}]
+
+
+def test_the_http_clients_own_errors_count_as_offline(tmp_path: Path, huggingface: FakeHub) -> None:
+    huggingface.lookup_error = httpx2.ConnectError("Name or service not known")
+    with pytest.raises(CheckpointError, match="Name or service not known"):
+        resolve(MODEL)
+    huggingface.cached = True
+    assert resolve(MODEL) == tmp_path
 
 
 def test_an_interrupted_download_is_not_served(huggingface: FakeHub) -> None:

@@ -128,6 +128,14 @@ def test_a_layer_that_no_module_of_prediction_accounts_for_is_extra(tmp_path: Pa
         edited(tmp_path, "bf16", lambda t: t.update({"model.layers.5.enorm.weight": torch.ones(4)}))
 
 
+def test_a_config_with_too_few_layers_is_refused(tmp_path: Path) -> None:
+    """Also when it announces layers of prediction that the last ones could be taken for."""
+    build_tiny(tmp_path, **SMALL)
+    edit_json(tmp_path / "config.json", lambda c: c.update(num_hidden_layers=1, attn_type_list=[1]))
+    with pytest.raises(CheckpointError, match="num_hidden_layers"):
+        plan(tmp_path)
+
+
 def test_scalars_may_be_vectors_of_one(tmp_path: Path) -> None:
     def widen(tensors: Tensors) -> None:
         for name in tensors:

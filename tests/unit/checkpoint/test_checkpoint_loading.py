@@ -179,3 +179,14 @@ def test_a_linear_has_no_batch_dims(tmp_path: Path) -> None:
     weight = load_linear(checkpoint, layout.linears["lm_head"])
     assert isinstance(weight, DenseWeight)
     assert weight.weight.shape == (1200, 256)
+
+
+@pytest.mark.parametrize("part", ["gate.weight", "e_score_correction_bias"])
+def test_a_poisoned_router_is_refused_by_name(part: str, tmp_path: Path) -> None:
+    build_tiny(tmp_path)
+    name = f"model.layers.1.block_sparse_moe.{part}"
+    edit_tensors(tmp_path, lambda tensors: tensors[name].view(-1)[3:4].fill_(float("nan")))
+    with Checkpoint.open(tmp_path) as checkpoint:
+        plan = plan_layout(checkpoint).plain[name]
+        with pytest.raises(CheckpointError, match=part):
+            load_plain(checkpoint, plan)

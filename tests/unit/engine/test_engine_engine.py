@@ -364,3 +364,13 @@ def test_a_checkpoint_that_gives_no_number_is_refused(tmp_path: Path) -> None:
     build_tiny(tmp_path / "b", format="f32", state=tiny.state, hidden_size=48, num_hidden_layers=1)
     with pytest.raises(CheckpointError, match=r"The model gives no token: .*not finite"):
         load(tmp_path / "b")
+
+
+def test_the_offline_api_ends_where_the_checkpoint_says(engine: Engine) -> None:
+    [eos] = engine._runner.eos_token_ids
+    sampling = SamplingParams(max_tokens=8, logit_bias={eos: 100.0})
+    [found] = engine.generate([[5, 6, 7]], sampling)
+    assert (found.token_ids, found.finish_reason) == ([eos], "stop")
+    forever = SamplingParams(max_tokens=8, logit_bias={eos: 100.0}, ignore_eos=True)
+    [found] = engine.generate([[5, 6, 7]], forever)
+    assert (found.token_ids, found.finish_reason) == ([eos] * 8, "length")

@@ -185,7 +185,7 @@ def test_an_engine_that_makes_no_step_is_not_alive_while_a_request_waits(tmp_pat
             assert engine.health().alive, "nothing to do"
             task = asyncio.create_task(answer(engine, request("a", 1)))
             await until(lambda: not engine.health().alive)
-            assert engine.health().ready
+            assert not engine.health().ready, "nobody should send it more"
             task.cancel()
 
     run(test)
