@@ -403,3 +403,27 @@ def test_the_clients_exceptions_have_the_right_type(client: OpenAI) -> None:
         client.chat.completions.create(model=MODEL, messages=[{"role": "wizard", "content": "x"}])
     assert caught.value.param == "messages[0].role"
     assert caught.value.type == "invalid_request_error"
+
+
+@pytest.mark.parametrize(
+    ("message", "param"),
+    [
+        ({"role": "user", "content": "x", "foo": 1}, "messages[0].foo"),
+        (
+            {"role": "user", "content": [{"type": "text", "text": "x", "bar": 1}]},
+            "messages[0].content[0].bar",
+        ),
+    ],
+)
+def test_an_unknown_field_of_a_message_is_refused_by_name(message: Any, param: str) -> None:
+    with fake_server(FakeEngine()) as server:
+        answer = server.chat(messages=[message])
+        assert answer.status_code == 400
+        assert answer.json()["error"]["param"] == param
+
+
+def test_what_clients_attach_to_messages_is_accepted() -> None:
+    message = {"role": "user", "name": "ann", "refusal": None, "id": "1"}
+    part = {"type": "text", "text": "x", "cache_control": {"type": "ephemeral"}}
+    with fake_server(FakeEngine()) as server:
+        assert server.chat(messages=[{**message, "content": [part]}]).status_code == 200

@@ -13,6 +13,7 @@ from m2serve.chat.tokenizer import Tokenizer
 from m2serve.chat.tools import Tool, parse_tools
 from m2serve.errors import RequestError
 from m2serve.server.protocol import ChatFields
+from m2serve.server.protocol_ignored import refuse_unknown_in_messages
 
 _TEMPLATE_KWARGS = ("enable_thinking", "model_identity", "thinking")
 _SALT_BYTES = 32
@@ -36,6 +37,7 @@ def chat_prompt(
     offered = tools if offer_tools else ()
     continues = bool(fields.continue_final_message)
     generates = fields.add_generation_prompt
+    refuse_unknown_in_messages(fields.messages)
     segments = render(
         normalize(fields.messages),
         offered,

@@ -55,6 +55,42 @@ _HARMLESS: dict[str, Callable[[Any], bool]] = {
     "use_beam_search": lambda value: value is False,
 }
 
+# What `chat.messages` reads of a message, and what clients attach to messages they keep.
+_MESSAGE_FIELDS = frozenset(
+    {
+        "content",
+        "current_date",
+        "current_location",
+        "function_call",
+        "reasoning",
+        "reasoning_content",
+        "reasoning_details",
+        "role",
+        "tool_call_id",
+        "tool_calls",
+    }
+)
+_MESSAGE_BOOKKEEPING = frozenset(
+    {
+        "annotations",
+        "cache_control",
+        "created_at",
+        "experimental_providerMetadata",
+        "id",
+        "is_error",
+        "metadata",
+        "name",
+        "providerOptions",
+        "provider_metadata",
+        "provider_specific_fields",
+        "refusal",
+        "status",
+        "timestamp",
+        "type",
+    }
+)
+_PART_FIELDS = frozenset({"annotations", "cache_control", "id", "text", "type"})
+
 _WHY_NOT = {
     "best_of": "use n",
     "chat_template": "the prompt format of MiniMax-M2 is fixed",
@@ -64,6 +100,30 @@ _WHY_NOT = {
     "reasoning_effort": "MiniMax-M2 always thinks, with one effort",
     "thinking": "MiniMax-M2 always thinks",
 }
+
+
+def refuse_unknown_in_messages(messages: list[Any]) -> None:
+    """The same for the fields of each message and of each part of its content."""
+    for index, message in enumerate(messages):
+        if not isinstance(message, dict):
+            continue
+        path = f"messages[{index}]"
+        _refuse_others(message, _MESSAGE_FIELDS | _MESSAGE_BOOKKEEPING, path)
+        content = message.get("content")
+        for number, part in enumerate(content if isinstance(content, list) else ()):
+            if isinstance(part, dict) and part.get("type") == "text":
+                _refuse_others(part, _PART_FIELDS, f"{path}.content[{number}]")
+
+
+def _refuse_others(value: Mapping[str, Any], known: frozenset[str], path: str) -> None:
+    for name, field in value.items():
+        if name not in known and field is not None:
+            param = f"{path}.{name[:80]}"
+            raise RequestError(
+                f"{param} is not a field this server supports; remove it",
+                param=param,
+                code="unsupported_field",
+            )
 
 
 def refuse_unknown(extra: Mapping[str, Any], *, inside: str = "") -> None:
