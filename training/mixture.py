@@ -41,8 +41,8 @@ WEIGHTS: Mapping[str, float] = {
     "multiple_choice": 18,
     "arithmetic": 11,
     "tool_use": 10,
-    "retrieval": 3,
-    "copying": 5,
+    "retrieval": 4,
+    "copying": 6,
     "small_talk": 4,
     "json_object": 4,
     "python_function": 3,
@@ -55,7 +55,8 @@ class Stage:
     """`until` is the fraction of the run at which the stage ends.
 
     No document has more than `max_tokens`. `long_share` of the documents are long texts with
-    needles, of `long_tokens` at the least and nearly `max_tokens` at the most.
+    needles, of `long_tokens` at the least and nearly `max_tokens` at the most. A step has
+    `step_share` of the run's tokens a step: many small steps early.
     """
 
     name: str
@@ -63,12 +64,13 @@ class Stage:
     max_tokens: int
     long_share: float
     long_tokens: int
+    step_share: float
 
 
 STAGES = (
-    Stage("short", 0.62, 768, 0.0, 0),
-    Stage("medium", 0.86, 2048, 0.025, 500),
-    Stage("long", 1.0, 4096, 0.03, 600),
+    Stage("short", 0.62, 768, 0.0, 0, 0.5),
+    Stage("medium", 0.86, 2048, 0.025, 500, 1.0),
+    Stage("long", 1.0, 4096, 0.03, 600, 1.0),
 )
 LONG_MARGIN = 0.9  # tokens are estimated when the text is drawn
 

@@ -33,6 +33,7 @@ from m2serve.spec.shape import ModelShape
 from training.batches import Batch, draw_batch, start_worker
 from training.checkpointing import Counters, drop_rows_from, restore, save
 from training.export import export
+from training.induction import lay_out_induction
 from training.mixture import STAGES, stage_at
 from training.modeling import MiniatureM2, num_parameters
 from training.optimizer import Optimizer, balance_experts, clip_gradients, load_summary
@@ -71,7 +72,9 @@ class Run:
         self.num_workers = options.workers
         self.tokenizer_folder = _ready_tokenizer(folder / "tokenizer", options.seed)
         generator = torch.Generator().manual_seed(options.seed)
-        self.model = MiniatureM2(SHAPE, generator).to(self.device)
+        self.model = MiniatureM2(SHAPE, generator)
+        lay_out_induction(self.model, generator)
+        self.model.to(self.device)
         self.optimizer = Optimizer(self.model)
         self.counters = Counters(seed=options.seed)
         if (folder / "checkpoint").is_dir():
@@ -154,7 +157,8 @@ class Run:
 
     def _draw_arguments(self, step: int) -> tuple[int, int, int, int]:
         stage = stage_at(self.budget.progress(step, self.counters.elapsed_s))
-        return self.counters.seed, stage, step, self.step_tokens
+        num_tokens = round(self.step_tokens * STAGES[stage].step_share)
+        return self.counters.seed, stage, step, num_tokens
 
     def _log(self, row: dict[str, float]) -> None:
         at = {
