@@ -71,13 +71,13 @@ def build_tiny(
     shape = ModelShape.from_config(config)
     values = random_state(shape, seed) if state is None else state
     tensors, meaning = store(values, format)
-    _write_shards(folder, tensors)
+    write_shards(folder, tensors)
     quantization_config = RECIPES[format].config
     if quantization_config is not None:
         config["quantization_config"] = quantization_config(shape.num_hidden_layers)
-    _write_json(folder / "config.json", config)
+    write_json(folder / "config.json", config)
     for file, content in side_files(tensors, meaning, format).items():
-        _write_json(folder / file, content)
+        write_json(folder / file, content)
     tokenizer = write_tokenizer(folder, shape.vocab_size)
     generation = {
         "bos_token_id": tokenizer.token_to_id("]~b]"),
@@ -88,7 +88,7 @@ def build_tiny(
         "top_k": 40,
         "transformers_version": "4.46.1",
     }
-    _write_json(folder / "generation_config.json", generation)
+    write_json(folder / "generation_config.json", generation)
     template = Path(__file__).with_name("tiny_chat_template.jinja")
     shutil.copyfile(template, folder / "chat_template.jinja")
     return TinyCheckpoint(folder, shape, meaning)
@@ -167,7 +167,7 @@ def random_state(shape: ModelShape, seed: int) -> dict[str, torch.Tensor]:
     return state
 
 
-def _write_shards(folder: Path, tensors: dict[str, torch.Tensor]) -> None:
+def write_shards(folder: Path, tensors: dict[str, torch.Tensor]) -> None:
     """Zero-based shards of about equal bytes, cut anywhere, and their index."""
     total = sum(tensor.nbytes for tensor in tensors.values())
     shards: list[dict[str, torch.Tensor]] = [{} for _ in range(NUM_SHARDS)]
@@ -181,10 +181,10 @@ def _write_shards(folder: Path, tensors: dict[str, torch.Tensor]) -> None:
         save_file(shard, folder / file, metadata={"format": "pt"})
         weight_map.update(dict.fromkeys(shard, file))
     index_file = folder / "model.safetensors.index.json"
-    _write_json(index_file, {"metadata": {"total_size": total}, "weight_map": weight_map})
+    write_json(index_file, {"metadata": {"total_size": total}, "weight_map": weight_map})
 
 
-def _write_json(path: Path, value: dict[str, Any]) -> None:
+def write_json(path: Path, value: dict[str, Any]) -> None:
     path.write_text(json.dumps(value, indent=2), encoding="utf-8")
 
 

@@ -2,6 +2,7 @@
 
 import torch
 import torch.nn.functional as F
+
 from training.induction import lay_out_induction
 from training.modeling import Block, MiniatureM2, apply_rotary, rms_norm
 from training.train import SHAPE
