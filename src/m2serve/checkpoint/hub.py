@@ -15,6 +15,9 @@ Hub = Literal["auto", "huggingface", "modelscope"]
 
 # Weights, configuration, tokenizer and template; never code and never pickles.
 FILE_PATTERNS = ("*.safetensors", "*.json", "*.jinja", "*.txt")
+# The small trained MiniMax-M2 that ships with the package.
+MINIATURE = Path(__file__).parents[1] / "miniature"
+MINIATURE_NAME = "m2-miniature"
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9][\w.-]{0,95}")
 _PACKAGES = {"huggingface": "huggingface_hub", "modelscope": "modelscope"}
 _EXTRAS = {"huggingface": "hub", "modelscope": "modelscope"}

@@ -12,7 +12,7 @@ import typer
 
 from m2serve.chat.identity import model_identity
 from m2serve.chat.tokenizer import Tokenizer
-from m2serve.checkpoint.hub import resolve
+from m2serve.checkpoint.hub import MINIATURE, MINIATURE_NAME, resolve
 from m2serve.cli.loading import show_loading
 from m2serve.engine.client import EngineClient
 from m2serve.engine.config import EngineConfig
@@ -31,12 +31,17 @@ Hub = Literal["auto", "huggingface", "modelscope"]
 
 
 def serve(
-    model: Annotated[str | None, typer.Argument(help="Checkpoint folder, or a hub id.")] = None,
+    model: Annotated[
+        str | None,
+        typer.Argument(help="Checkpoint folder, or a hub id. Default: the built-in miniature."),
+    ] = None,
     host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(min=1, max=65535, help="Port to listen on.")] = 8000,
     served_model_name: Annotated[
         list[str] | None,
-        typer.Option(help="Name clients use; repeat for more. Default: MODEL as given."),
+        typer.Option(
+            help="Name clients use; repeat for more. Default: MODEL as given, m2-miniature without."
+        ),
     ] = None,
     api_key: Annotated[
         list[str] | None,
@@ -82,9 +87,7 @@ def serve(
 ) -> None:
     """Serve a checkpoint."""
     logging.basicConfig(level=logging.INFO, format="%(levelname)s %(message)s")
-    if model is None:
-        raise UsageError("MODEL is missing: give the folder of a checkpoint, or a hub id")
-    folder = resolve(model, revision, hub)
+    folder = MINIATURE if model is None else resolve(model, revision, hub)
     shape = ModelShape.from_config(load_config(folder))
     tokenizer = Tokenizer.load(folder)
     if tokenizer.used_vocab_size > shape.vocab_size:
@@ -109,7 +112,7 @@ def serve(
     if scripted is not None:
         engine = _scripted(engine, scripted, tokenizer)
     config = ServerConfig(
-        served_model_names=tuple(served_model_name or [model]),
+        served_model_names=tuple(served_model_name or [model or MINIATURE_NAME]),
         host=host,
         port=port,
         api_keys=tuple(api_key or ()),
