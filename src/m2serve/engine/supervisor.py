@@ -40,7 +40,9 @@ class SupervisedEngine:
     A failure of the first start is final, `wait_ready` raises its cause. After that a process that
     dies is started again, after `backoff_s`, doubled with each death; `max_deaths` in a row
     without becoming ready are the end. `alive` turns false when no frame has come from the
-    process, or no step was finished although a request waits, for `liveness_timeout_s`.
+    process, or no step was finished although a request waits, for `liveness_timeout_s`. The
+    process beats every second, whatever it computes: one that is silent for `hang_timeout_s` is
+    killed, which counts as a death.
     """
 
     def __init__(
@@ -49,6 +51,7 @@ class SupervisedEngine:
         *,
         command: Sequence[str] = ENGINE_COMMAND,
         liveness_timeout_s: float = 60.0,
+        hang_timeout_s: float = 120.0,
         max_deaths: int = 3,
         backoff_s: float = 0.5,
         stop_grace_s: float = 5.0,
@@ -56,6 +59,7 @@ class SupervisedEngine:
         self._config = config
         self._command = command
         self._liveness_timeout_s = liveness_timeout_s
+        self._hang_timeout_s = hang_timeout_s
         self._max_deaths = max_deaths
         self._backoff_s = backoff_s
         self._stop_grace_s = stop_grace_s
@@ -165,11 +169,7 @@ class SupervisedEngine:
             return EngineDeadError(f"The engine process cannot be started: {error}."), False
         failure: M2Error | None = None
         try:
-            while failure is None and (message := await child.receive()) is not None:
-                if isinstance(message, frames.Failed):
-                    failure = _FAILURES.get(message.kind, EngineDeadError)(message.message)
-                else:
-                    self._take(message)
+            failure = await self._route_messages(child)
             was_ready = self._state == "ready"
             self._set_state("restarting", "The engine has closed its connection.")
             await child.wait(self._stop_grace_s)
@@ -178,6 +178,22 @@ class SupervisedEngine:
             self._progress = None
             await child.stop(self._stop_grace_s)
         return failure or EngineDeadError(f"The engine {child.cause_of_death()}."), was_ready
+
+    async def _route_messages(self, child: EngineChild) -> M2Error | None:
+        """Until the process ends (None), fails to load, or hangs."""
+        while True:
+            try:
+                async with asyncio.timeout(self._hang_timeout_s):
+                    message = await child.receive()
+            except TimeoutError:
+                return EngineDeadError(
+                    f"The engine was silent for {self._hang_timeout_s:g} s and has been killed."
+                )
+            if message is None:
+                return None
+            if isinstance(message, frames.Failed):
+                return _FAILURES.get(message.kind, EngineDeadError)(message.message)
+            self._take(message)
 
     def _take(self, message: frames.FromEngine) -> None:
         match message:

@@ -44,7 +44,10 @@ _OPTIONAL_NUMBERS: tuple[tuple[str, Callable[[Any], bool], str], ...] = (
 
 
 class Limits(Protocol):
-    """What an engine can serve; an EngineInfo is one. `used_vocab_size` 0: the whole vocabulary."""
+    """What an engine can serve; an EngineInfo is one.
+
+    `used_vocab_size` 0: the whole vocabulary. `num_kv_blocks` 0: the cache is the engine's secret.
+    """
 
     @property
     def vocab_size(self) -> int: ...
@@ -80,7 +83,7 @@ def _check_prompt(prompt: list[int], limits: Limits) -> None:
             code="context_length_exceeded",
         )
     capacity = limits.num_kv_blocks * limits.kv_block_size
-    if len(prompt) + 1 > capacity:
+    if limits.num_kv_blocks and len(prompt) + 1 > capacity:
         raise RequestError(
             f"The prompt has {len(prompt)} tokens; with one token of output that is more than the "
             f"KV cache holds, {capacity} tokens ({limits.num_kv_blocks} blocks of "
@@ -119,6 +122,10 @@ def _check_token_lists(sampling: SamplingParams, prompt: list[int], limits: Limi
         _check_ids("allowed_token_ids", sampling.allowed_token_ids, vocab_size)
         if min(sampling.allowed_token_ids, default=used_vocab_size) >= used_vocab_size:
             wanted = f"at least one id below {used_vocab_size}, the part of the vocabulary in use"
+            _refuse("allowed_token_ids", sampling.allowed_token_ids, wanted)
+        ends = {*sampling.eos_token_ids, *sampling.stop_token_ids}
+        if sampling.min_tokens and ends.issuperset(sampling.allowed_token_ids):
+            wanted = "an id that does not end the answer, because min_tokens bans those that do"
             _refuse("allowed_token_ids", sampling.allowed_token_ids, wanted)
     _check_count("bad_words_ids", sampling.bad_words_ids, MAX_BAD_WORDS)
     for word in sampling.bad_words_ids:

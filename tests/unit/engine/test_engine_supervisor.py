@@ -178,6 +178,23 @@ def test_a_stopped_engine_is_not_alive(tmp_path: Path) -> None:
     run(test)
 
 
+def test_a_hung_engine_is_killed_and_comes_back(tmp_path: Path) -> None:
+    async def test() -> None:
+        async with ready(tmp_path / "ok", hang_timeout_s=2.0, stop_grace_s=0.5) as engine:
+            running = asyncio.create_task(
+                exhaust(engine.generate(request("a", 5, max_tokens=FOREVER)))
+            )
+            await until(lambda: engine.stats().step > 0)
+            engine_process().send_signal(signal.SIGSTOP)
+            with pytest.raises(EngineDeadError, match="silent for 2 s and has been killed"):
+                await running
+            await until(lambda: engine.health().ready)
+            assert await answer(engine, request("b", 7))
+            assert num_starts(tmp_path / "ok") == 2
+
+    run(test)
+
+
 def test_an_engine_that_makes_no_step_is_not_alive_while_a_request_waits(tmp_path: Path) -> None:
     async def test() -> None:
         async with ready(tmp_path / "never-steps", liveness_timeout_s=1.5) as engine:
