@@ -6,6 +6,7 @@ matrices of I x H, a router [E, H] with a bias [E], RMSNorms over H, A*D and K*D
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 from m2serve.errors import UsageError
@@ -13,6 +14,8 @@ from m2serve.spec.shape import ModelShape
 
 DTYPE_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2, "fp8": 1, "int8": 1}
 FP8_BLOCK = 128
+BITS_PREFIX, INT4_PREFIX, ZERO_POINTS = "bits-", "int4-g", "-zp"
+_GROUP_SIZES = {"fp8": FP8_BLOCK, "nvfp4": 16, "mxfp4": 32}
 
 
 @dataclass(frozen=True)
@@ -78,19 +81,31 @@ def kv_elements_per_token(shape: ModelShape) -> int:
 
 def kv_bytes_per_token(shape: ModelShape, dtype: str) -> int:
     """Bytes of KV cache for one token; `dtype` is a key of DTYPE_BYTES, else UsageError."""
+    return kv_elements_per_token(shape) * dtype_bytes(dtype)
+
+
+def dtype_bytes(dtype: str) -> int:
+    """Bytes of one number; `dtype` is a key of DTYPE_BYTES, else UsageError."""
     if dtype not in DTYPE_BYTES:
         raise UsageError(f"dtype {dtype!r} is unknown; one of {', '.join(DTYPE_BYTES)}")
-    return kv_elements_per_token(shape) * DTYPE_BYTES[dtype]
+    return DTYPE_BYTES[dtype]
 
 
 def linear_bytes(rows: int, columns: int, format: str) -> int:
     """Bytes of one [rows, columns] matrix with its scales in a storage format, else UsageError.
 
     Formats: f32, bf16, fp8 (128 x 128 blocks, float32 scales), nvfp4 (groups of 16, one float32
-    global scale), mxfp4 (groups of 32), int8 (float32 scale a row), int4-g32 and int4-g128
-    (symmetric, bfloat16 scales).
+    global scale), mxfp4 (groups of 32), int8 (float32 scale a row), int4-gN (groups of N, 16-bit
+    scales), int4-gN-zp (with 4-bit zero points), bits-N (N bits a weight all told, as GGUF and MLX
+    files are described).
     """
     elements = rows * columns
+    if format.startswith(BITS_PREFIX):
+        return math.ceil(elements * bits_per_weight(format) / 8)
+    if format.startswith(INT4_PREFIX):
+        group = group_size(format)
+        zero_points = elements // (2 * group) if format.endswith(ZERO_POINTS) else 0
+        return elements // 2 + 2 * elements // group + zero_points
     match format:
         case "f32":
             return 4 * elements
@@ -104,27 +119,85 @@ def linear_bytes(rows: int, columns: int, format: str) -> int:
             return elements // 2 + elements // 32
         case "int8":
             return elements + 4 * rows
-        case "int4-g32":
-            return elements // 2 + 2 * elements // 32
-        case "int4-g128":
-            return elements // 2 + 2 * elements // 128
     raise UsageError(f"storage format {format!r} has no known size")
+
+
+def group_size(format: str) -> int:
+    """Weights of a row that share a scale; 0 for a scale a row, for bits-N and unquantised.
+
+    UsageError for an int4 format without a group size from 8 to 1024.
+    """
+    if not format.startswith(INT4_PREFIX):
+        return _GROUP_SIZES.get(format, 0)
+    digits = format.removeprefix(INT4_PREFIX).removesuffix(ZERO_POINTS)
+    if (
+        not (digits.isascii() and digits.isdecimal())
+        or len(digits) > 4
+        or not 8 <= int(digits) <= 1024
+    ):
+        raise UsageError(f"storage format {format!r} needs a group size from 8 to 1024")
+    return int(digits)
+
+
+def bits_per_weight(format: str) -> float:
+    """N of "bits-N", more than 0 and at most 32, else UsageError."""
+    try:
+        bits = float(format.removeprefix(BITS_PREFIX))
+    except ValueError:
+        bits = 0.0
+    if not 0 < bits <= 32:
+        raise UsageError(f"storage format {format!r} needs a number of bits up to 32 after 'bits-'")
+    return bits
+
+
+@dataclass(frozen=True)
+class WeightBytes:
+    """Bytes of the tensors by component, scales included; `norms` are all of them."""
+
+    experts: int
+    attention: int
+    router: int
+    embedding: int
+    lm_head: int
+    norms: int
+
+    @property
+    def total(self) -> int:
+        layers = self.experts + self.attention + self.router + self.norms
+        return layers + self.embedding + self.lm_head
+
+
+def weight_bytes(
+    shape: ModelShape,
+    *,
+    attention: str,
+    experts: str,
+    embedding: str = "bf16",
+    head: str = "bf16",
+    router_dtype: str = "float32",
+) -> WeightBytes:
+    """Bytes by component in formats of `linear_bytes`, router in a DTYPE_BYTES; norms are BF16."""
+    layers, hidden, width = shape.num_hidden_layers, shape.hidden_size, shape.intermediate_size
+    one_expert = 2 * linear_bytes(width, hidden, experts) + linear_bytes(hidden, width, experts)
+    one_attention = (
+        linear_bytes(shape.q_size, hidden, attention)
+        + 2 * linear_bytes(shape.kv_size, hidden, attention)
+        + linear_bytes(hidden, shape.q_size, attention)
+    )
+    count = count_parameters(shape)
+    return WeightBytes(
+        experts=layers * shape.num_local_experts * one_expert,
+        attention=layers * one_attention,
+        router=dtype_bytes(router_dtype) * count.router,
+        embedding=linear_bytes(shape.vocab_size, hidden, embedding),
+        lm_head=linear_bytes(shape.vocab_size, hidden, head),
+        norms=2 * (count.norms + layers * (shape.q_size + shape.kv_size)),
+    )
 
 
 def checkpoint_bytes(shape: ModelShape, *, attention: str, experts: str) -> int:
     """Tensor bytes of a checkpoint with these formats; the rest BF16, router float32."""
-    hidden, width = shape.hidden_size, shape.intermediate_size
-    one_expert = 2 * linear_bytes(width, hidden, experts) + linear_bytes(hidden, width, experts)
-    one_layer = (
-        linear_bytes(shape.q_size, hidden, attention)
-        + 2 * linear_bytes(shape.kv_size, hidden, attention)
-        + linear_bytes(hidden, shape.q_size, attention)
-        + shape.num_local_experts * one_expert
-    )
-    count = count_parameters(shape)
-    norms = count.norms + shape.num_hidden_layers * (shape.q_size + shape.kv_size)
-    bf16 = 2 * (count.embedding + count.lm_head + norms)
-    return shape.num_hidden_layers * one_layer + 4 * count.router + bf16
+    return weight_bytes(shape, attention=attention, experts=experts).total
 
 
 def fp8_checkpoint_tensors(shape: ModelShape) -> int:

@@ -11,9 +11,11 @@ from m2serve.spec.cost import (
     count_parameters,
     expert_parameters,
     fp8_checkpoint_tensors,
+    group_size,
     kv_bytes_per_token,
     kv_elements_per_token,
     linear_bytes,
+    weight_bytes,
 )
 from m2serve.spec.shape import ModelShape
 
@@ -82,6 +84,30 @@ def test_other_releases(attention: str, experts: str, gigabytes: float) -> None:
 
 def test_ragged_fp8_blocks_round_up() -> None:
     assert linear_bytes(129, 130, "fp8") == 129 * 130 + 4 * 4
+
+
+def test_bits_groups_and_zero_points() -> None:
+    assert linear_bytes(128, 256, "bits-4.5") == 128 * 256 * 9 // 16
+    assert linear_bytes(3, 3, "bits-2.73") == 4
+    assert linear_bytes(128, 256, "int4-g64") == 128 * 128 + 2 * 128 * 4
+    assert linear_bytes(128, 256, "int4-g64-zp") == 128 * 128 + 2 * 128 * 4 + 128 * 2
+    assert [group_size(f) for f in ("fp8", "nvfp4", "int4-g128-zp", "int8")] == [128, 16, 128, 0]
+
+
+@pytest.mark.parametrize("format", ["bits-0", "bits-", "bits-nan", "bits-33", "int4-g", "int4-g4"])
+def test_formats_without_a_sensible_number_are_refused(format: str) -> None:
+    with pytest.raises(UsageError, match=format):
+        linear_bytes(128, 128, format)
+
+
+def test_components_of_the_official_release() -> None:
+    parts = weight_bytes(M2, attention="fp8", experts="fp8")
+    assert parts.total == checkpoint_bytes(M2, attention="fp8", experts="fp8")
+    assert parts.router == 4 * 62 * 786_688
+    assert parts.embedding == parts.lm_head == 2 * 614_596_608
+    assert parts.experts == 62 * 256 * 3 * (1536 * 3072 + 4 * 12 * 24)
+    smaller = weight_bytes(M2, attention="fp8", experts="fp8", head="fp8", router_dtype="bfloat16")
+    assert parts.total - smaller.total == 62 * 2 * 786_688 + 614_596_608 - 4 * 1563 * 24
 
 
 def test_kv_cache() -> None:
