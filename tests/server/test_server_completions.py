@@ -177,3 +177,12 @@ def test_tokenize_needs_one_input(server: FakeServer, body: dict[str, Any]) -> N
 @pytest.mark.parametrize("tokens", [[-1], [10**9], ["a"], None, 5, [True]])
 def test_detokenize_refuses_bad_ids(server: FakeServer, tokens: Any) -> None:
     assert server.post("/detokenize", {"tokens": tokens}).status_code == 400
+
+
+def test_tokens_of_logprobs_as_ids(server: FakeServer, engine: FakeEngine) -> None:
+    body = {"logprobs": 1, "return_token_ids": True, "return_tokens_as_token_ids": True}
+    choice = server.complete(**body).json()["choices"][0]
+    ids = choice["token_ids"]
+    assert choice["logprobs"]["tokens"] == [f"token_id:{id}" for id in ids]
+    for id, top in zip(ids, choice["logprobs"]["top_logprobs"], strict=True):
+        assert set(top) == {f"token_id:{id}", "token_id:0"}

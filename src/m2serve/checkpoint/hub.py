@@ -14,7 +14,8 @@ from m2serve.errors import CheckpointError, UsageError
 Hub = Literal["auto", "huggingface", "modelscope"]
 
 # Weights, configuration, tokenizer and template; never code and never pickles.
-FILE_PATTERNS = ("*.safetensors", "*.json", "*.jinja", "*.txt")
+TEXT_PATTERNS = ("*.json", "*.jinja", "*.txt")
+FILE_PATTERNS = ("*.safetensors", *TEXT_PATTERNS)
 # The small trained MiniMax-M2 that ships with the package.
 MINIATURE = Path(__file__).parents[1] / "miniature"
 MINIATURE_NAME = "m2-miniature"
@@ -23,9 +24,12 @@ _PACKAGES = {"huggingface": "huggingface_hub", "modelscope": "modelscope"}
 _EXTRAS = {"huggingface": "hub", "modelscope": "modelscope"}
 
 
-def resolve(model: str, revision: str | None = None, hub: Hub = "auto") -> Path:
+def resolve(
+    model: str, revision: str | None = None, hub: Hub = "auto", *, weights: bool = True
+) -> Path:
     """The folder of a checkpoint: `model` itself when it is one, else downloaded by its id.
 
+    Without `weights`, configuration, tokenizer and template are downloaded alone.
     `auto` takes Hugging Face when its package is installed, else ModelScope. On Hugging Face the
     revision becomes a commit first and every file is of that commit; ModelScope's client cannot
     look commits up, so pass one as `revision` to pin it. Raises UsageError for what is neither
@@ -43,8 +47,9 @@ def resolve(model: str, revision: str | None = None, hub: Hub = "auto") -> Path:
             f"{model!r} is neither a folder here nor a hub id like MiniMaxAI/MiniMax-M2.5"
         )
     chosen = _installed_hub(model, hub)
+    patterns = list(FILE_PATTERNS if weights else TEXT_PATTERNS)
     fetch = _from_huggingface if chosen == "huggingface" else _from_modelscope
-    return fetch(importlib.import_module(_PACKAGES[chosen]), model, revision)
+    return fetch(importlib.import_module(_PACKAGES[chosen]), model, revision, patterns)
 
 
 def _looks_like_a_path(model: str) -> bool:
@@ -70,7 +75,7 @@ def _installed_hub(model: str, hub: Hub) -> str:
     )
 
 
-def _from_huggingface(package: Any, model: str, revision: str | None) -> Path:
+def _from_huggingface(package: Any, model: str, revision: str | None, patterns: list[str]) -> Path:
     try:
         commit = package.HfApi().model_info(model, revision=revision).sha
     # Errors of its HTTP client reach us, too, and have no base class in common with its own.
@@ -79,7 +84,6 @@ def _from_huggingface(package: Any, model: str, revision: str | None) -> Path:
         if cached is None:
             raise _refused("Hugging Face", model, revision, error) from error
         return cached
-    patterns = list(FILE_PATTERNS)
     try:
         return Path(package.snapshot_download(model, revision=commit, allow_patterns=patterns))
     except Exception as error:
@@ -94,8 +98,7 @@ def _cached_snapshot(package: Any, model: str, revision: str | None) -> Path | N
         return None
 
 
-def _from_modelscope(package: Any, model: str, revision: str | None) -> Path:
-    patterns = list(FILE_PATTERNS)
+def _from_modelscope(package: Any, model: str, revision: str | None, patterns: list[str]) -> Path:
     try:
         return Path(package.snapshot_download(model, revision=revision, allow_patterns=patterns))
     # Its errors have no common base class short of Exception.

@@ -1,15 +1,19 @@
-"""`m2 chat`: talk to a server in the terminal."""
+"""`m2 chat`: talk to a model in the terminal, on a server that runs or one started for it."""
 
 from __future__ import annotations
 
 import asyncio
 import sys
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from typing import Annotated, Any
 
 import typer
 from rich.console import Console
 
+from m2serve.checkpoint.hub import MINIATURE_NAME
+from m2serve.cli.private_server import answers, private_server
 from m2serve.client import Endpoint, EndpointError
 
 DEFAULT_URL = "http://127.0.0.1:8000"
@@ -35,17 +39,48 @@ class Turn:
 
 
 def chat(
-    url: Annotated[str, typer.Argument(help="Base URL of the server.")] = DEFAULT_URL,
+    target: Annotated[
+        str | None,
+        typer.Argument(
+            help="URL of a server, or a checkpoint folder or hub id to serve meanwhile. "
+            f"Default: the server at {DEFAULT_URL} if there is one, else the built-in miniature.",
+            metavar="[URL|MODEL]",
+        ),
+    ] = None,
     model: Annotated[str | None, typer.Option(help="Served model name.")] = None,
     system: Annotated[str | None, typer.Option(help="System message.")] = None,
     api_key: Annotated[str | None, typer.Option(envvar="M2_API_KEY", help="API key.")] = None,
     temperature: Annotated[float | None, typer.Option(help="Server's default if absent.")] = None,
     max_tokens: Annotated[int | None, typer.Option(help="Longest answer.")] = None,
 ) -> None:
-    """Talk to a server in the terminal; reads lines from a pipe when there is no terminal."""
+    """Talk to a model in the terminal; reads lines from a pipe when there is no terminal."""
     sampling = {"temperature": temperature, "max_tokens": max_tokens}
     body = {name: value for name, value in sampling.items() if value is not None}
-    asyncio.run(_converse(url, model, system, api_key, body))
+    asyncio.run(_chat(target, model, system, api_key, body))
+
+
+async def _chat(
+    target: str | None,
+    model: str | None,
+    system: str | None,
+    api_key: str | None,
+    body: dict[str, Any],
+) -> None:
+    async with _server(target) as url:
+        await _converse(url, model, system, api_key, body)
+
+
+@asynccontextmanager
+async def _server(target: str | None) -> AsyncIterator[str]:
+    """The URL to talk to; a server that had to be started ends with the block."""
+    if target is None and await answers(DEFAULT_URL):
+        yield DEFAULT_URL
+    elif target is not None and "://" in target:
+        yield target
+    else:
+        print(f"Starting {target or MINIATURE_NAME} for this conversation.", file=sys.stderr)
+        async with private_server([target] if target else []) as url:
+            yield url
 
 
 async def _converse(

@@ -13,12 +13,10 @@ import typer
 from m2serve.chat.identity import model_identity
 from m2serve.chat.tokenizer import Tokenizer
 from m2serve.checkpoint.hub import MINIATURE, MINIATURE_NAME, resolve
+from m2serve.cli.engines import EngineChoice, EngineKind, given_options, make_engine
 from m2serve.cli.loading import show_loading
-from m2serve.engine.client import EngineClient
 from m2serve.engine.config import EngineConfig
 from m2serve.engine.request import EngineInfo
-from m2serve.engine.scripted import ScriptedEngine, TurnIds
-from m2serve.engine.supervisor import SupervisedEngine
 from m2serve.errors import UsageError
 from m2serve.server.config import DefaultSampling, ServerConfig
 from m2serve.server.run import run_server
@@ -31,6 +29,7 @@ Hub = Literal["auto", "huggingface", "modelscope"]
 
 
 def serve(
+    context: typer.Context,
     model: Annotated[
         str | None,
         typer.Argument(help="Checkpoint folder, or a hub id. Default: the built-in miniature."),
@@ -84,10 +83,29 @@ def serve(
     ] = 30.0,
     revision: Annotated[str | None, typer.Option(help="Commit or branch of a hub id.")] = None,
     hub: Annotated[Hub, typer.Option(help="Where a hub id is looked up.")] = "auto",
+    engine: Annotated[
+        EngineKind, typer.Option(help="What computes; others than own are started. auto: own.")
+    ] = "auto",
+    engine_command: Annotated[
+        str, typer.Option(help="The engine's program, when it is not on the path.")
+    ] = "",
+    engine_args: Annotated[
+        str, typer.Option(help="More options for the engine, as one string.")
+    ] = "",
+    upstream: Annotated[
+        list[str] | None,
+        typer.Option(help="URL of a running vLLM, SGLang or m2 serve; repeat for more."),
+    ] = None,
+    upstream_api_key: Annotated[
+        str | None, typer.Option(envvar="M2_UPSTREAM_API_KEY", help="Key the upstream asks for.")
+    ] = None,
+    restart_upstream: Annotated[
+        bool, typer.Option("--restart-upstream", help="Start the engine again when it dies.")
+    ] = False,
 ) -> None:
     """Serve a checkpoint."""
     logging.basicConfig(level=logging.INFO, format="%(levelname)s %(message)s")
-    folder = MINIATURE if model is None else resolve(model, revision, hub)
+    folder = MINIATURE if model is None else resolve(model, revision, hub, weights=not upstream)
     shape = ModelShape.from_config(load_config(folder))
     tokenizer = Tokenizer.load(folder)
     if tokenizer.used_vocab_size > shape.vocab_size:
@@ -95,7 +113,17 @@ def serve(
             f"tokenizer.json of {folder} has ids up to {tokenizer.used_vocab_size - 1}, but "
             f"vocab_size is {shape.vocab_size} in config.json; they belong to different models"
         )
-    engine: EngineClient = SupervisedEngine(
+    client = make_engine(
+        EngineChoice(
+            kind=engine,
+            upstream=tuple(upstream or ()),
+            upstream_api_key=upstream_api_key,
+            command=tuple(shlex.split(engine_command)),
+            arguments=tuple(shlex.split(engine_args)),
+            restart=restart_upstream,
+            scripted=scripted,
+            given=given_options(context),
+        ),
         EngineConfig(
             model_path=str(folder),
             device=device,
@@ -107,10 +135,10 @@ def serve(
             kv_cache_memory_bytes=kv_cache_memory_bytes,
             used_vocab_size=tokenizer.used_vocab_size,
             num_threads=num_threads,
-        )
+        ),
+        shape,
+        tokenizer,
     )
-    if scripted is not None:
-        engine = _scripted(engine, scripted, tokenizer)
     config = ServerConfig(
         served_model_names=tuple(served_model_name or [model or MINIATURE_NAME]),
         host=host,
@@ -123,24 +151,8 @@ def serve(
         max_num_queued_reqs=max_num_queued_reqs,
         shutdown_timeout_s=shutdown_timeout,
     )
-    with show_loading(engine):
-        run_server(config, engine, tokenizer, lambda info: _announce(config, info))
-
-
-def _scripted(engine: EngineClient, path: Path, tokenizer: Tokenizer) -> ScriptedEngine:
-    turn_start = tokenizer.control.turn_start
-    turns = TurnIds(
-        user_start=(turn_start, *tokenizer.encode("user")),
-        tool_start=(turn_start, *tokenizer.encode("tool")),
-        end=tokenizer.control.turn_end,
-    )
-    return ScriptedEngine(
-        engine,
-        path,
-        decode=tokenizer.decode,
-        encode=lambda text: tokenizer.encode(text, allow_control=True),
-        turns=turns,
-    )
+    with show_loading(client):
+        run_server(config, client, tokenizer, lambda info: _announce(config, info))
 
 
 def _default_sampling(folder: Path) -> DefaultSampling:
@@ -159,9 +171,10 @@ def _announce(config: ServerConfig, info: EngineInfo) -> None:
     key = " -H 'Authorization: Bearer YOUR_KEY'" if config.api_keys else ""
     address = f"http://{config.host}:{config.port}"
     num_tokens = info.num_kv_blocks * info.kv_block_size
+    cache = f", KV cache {num_tokens:,} tokens" if num_tokens else ""
     lines = [
         f"{config.model_name} is ready at {address} after {info.load_time_s:.1f} s: {info.device}, "
-        f"{info.dtype}, context {info.max_model_len:,}, KV cache {num_tokens:,} tokens",
+        f"{info.dtype}, context {info.max_model_len:,}{cache}",
         f"Default sampling: temperature {sampling.temperature}, top_p {sampling.top_p}, "
         f"top_k {sampling.top_k} (a request may say otherwise)",
     ]

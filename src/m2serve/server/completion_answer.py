@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Sequence
 from dataclasses import dataclass
 
 from msgspec import UNSET
@@ -12,7 +12,7 @@ from m2serve.chat.tokenizer import Tokenizer
 from m2serve.server.choice import ChoiceUpdate
 from m2serve.server.generation import Generation
 from m2serve.server.job import Job, usage_of
-from m2serve.server.logprobs import completion_logprobs, prompt_logprobs
+from m2serve.server.logprobs import Position, completion_logprobs, prompt_logprobs
 from m2serve.server.responses import DONE, KEEP_ALIVE, event
 from m2serve.server.wire import (
     Completion,
@@ -35,6 +35,7 @@ class CompletionOptions:
     logprobs: bool = False
     prompt_logprobs: bool = False
     return_token_ids: bool = False
+    return_tokens_as_token_ids: bool = False
     include_usage: bool = False
     continuous_usage: bool = False
 
@@ -153,7 +154,7 @@ class _PartReader:
             offsets = [0]
             for piece in pieces[:-1]:
                 offsets.append(min(offsets[-1] + len(piece), len(text)))
-            logprobs = completion_logprobs(self._tokenizer, update.prompt_logprobs, offsets, ids)
+            logprobs = self._logprobs(update.prompt_logprobs, offsets, ids)
         return _Part(text, [], logprobs, update)
 
     def _generated(self, index: int, update: ChoiceUpdate) -> _Part:
@@ -162,10 +163,14 @@ class _PartReader:
         if self._options.logprobs and update.logprobs is not None:
             shift = self._num_echo_chars[index]
             offsets = [shift + offset for offset in update.text_offsets]
-            logprobs = completion_logprobs(
-                self._tokenizer, update.logprobs, offsets, update.token_ids
-            )
+            logprobs = self._logprobs(update.logprobs, offsets, update.token_ids)
         return _Part(text, update.token_ids, logprobs, update)
+
+    def _logprobs(
+        self, positions: Sequence[Position | None], offsets: Sequence[int], ids: list[int]
+    ) -> CompletionLogprobs:
+        as_ids = self._options.return_tokens_as_token_ids
+        return completion_logprobs(self._tokenizer, positions, offsets, ids, as_token_ids=as_ids)
 
 
 def _joined(pieces: list[CompletionLogprobs | None]) -> CompletionLogprobs | None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from m2serve.chat.tokenizer import Tokenizer
 from m2serve.engine.request import TokenLogprob
@@ -34,16 +34,23 @@ def completion_logprobs(
     positions: Sequence[Position | None],
     offsets: Sequence[int],
     ids: list[int],
+    *,
+    as_token_ids: bool = False,
 ) -> CompletionLogprobs:
     """`offsets`: characters from the start of the choice's text. None: no token came before.
 
-    `top_logprobs` also holds the chosen token, as OpenAI's did.
+    `top_logprobs` also holds the chosen token, as OpenAI's did. `as_token_ids` writes tokens as
+    "token_id:N", vLLM's form, in which no two of them are the same.
     """
+
+    def name(token_id: int) -> str:
+        return f"token_id:{token_id}" if as_token_ids else tokenizer.decode([token_id])
+
     return CompletionLogprobs(
         text_offset=list(offsets),
         token_logprobs=[None if not at else _finite(at[0].logprob) for at in positions],
-        tokens=[tokenizer.decode([id]) for id in ids],
-        top_logprobs=[_top_dict(tokenizer, at) for at in positions],
+        tokens=[name(id) for id in ids],
+        top_logprobs=[_top_dict(name, at) for at in positions],
     )
 
 
@@ -66,11 +73,11 @@ def _top(tokenizer: Tokenizer, one: TokenLogprob) -> TopLogprob:
     return TopLogprob(data.decode(errors="replace"), _finite(one.logprob), list(data))
 
 
-def _top_dict(tokenizer: Tokenizer, at: Position | None) -> dict[str, float] | None:
+def _top_dict(name: Callable[[int], str], at: Position | None) -> dict[str, float] | None:
     if not at:
         return None
     # Two ids may have one text; the more likely one, which comes later here, stays.
-    return {tokenizer.decode([one.token_id]): _finite(one.logprob) for one in reversed(at)}
+    return {name(one.token_id): _finite(one.logprob) for one in reversed(at)}
 
 
 def _finite(logprob: float) -> float:

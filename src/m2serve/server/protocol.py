@@ -90,6 +90,7 @@ class CompletionRequest(GenerationFields):
     )
     echo: bool | None = None
     logprobs: int | None = None
+    return_tokens_as_token_ids: bool | None = None
 
 
 class TokenizeRequest(RequestModel):

@@ -119,6 +119,7 @@ def _options(body: CompletionRequest) -> CompletionOptions:
         logprobs=body.logprobs is not None,
         prompt_logprobs=body.prompt_logprobs is not None,
         return_token_ids=bool(body.return_token_ids),
+        return_tokens_as_token_ids=bool(body.return_tokens_as_token_ids),
         include_usage=bool(stream_options and stream_options.include_usage),
         continuous_usage=bool(stream_options and stream_options.continuous_usage_stats),
     )

@@ -124,6 +124,13 @@ def test_revision_is_pinned_to_a_commit(tmp_path: Path, huggingface: FakeHub) ->
     assert download == {"model": MODEL, "revision": COMMIT, "allow_patterns": list(FILE_PATTERNS)}
 
 
+def test_weights_can_be_left_out(huggingface: FakeHub, modelscope: FakeHub) -> None:
+    resolve(MODEL, weights=False)
+    resolve(MODEL, hub="modelscope", weights=False)
+    for call in (huggingface.calls[-1], modelscope.calls[-1]):
+        assert call["allow_patterns"] == ["*.json", "*.jinja", "*.txt"]
+
+
 def test_only_harmless_files_are_asked_for() -> None:
     assert set(FILE_PATTERNS) == {"*.safetensors", "*.json", "*.jinja", "*.txt"}
 

@@ -7,7 +7,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -70,8 +70,14 @@ def run_m2(*arguments: str, timeout_s: float = 120) -> subprocess.CompletedProce
 
 
 @contextlib.contextmanager
-def serving(*arguments: str) -> Iterator[Serving]:
-    port = free_port()
+def serving(
+    *arguments: str,
+    port: int = 0,
+    deadline_s: float = START_DEADLINE_S,
+    env: Mapping[str, str] | None = None,
+) -> Iterator[Serving]:
+    """`port` 0: a free one. `env` is added to this process's."""
+    port = port or free_port()
     with tempfile.TemporaryDirectory() as folder:
         log_path = Path(folder) / "log"
         with log_path.open("wb") as log:
@@ -80,16 +86,16 @@ def serving(*arguments: str) -> Iterator[Serving]:
                 stdout=log,
                 stderr=subprocess.STDOUT,
                 stdin=subprocess.DEVNULL,
-                env=_environment(),
+                env=_environment() | (env or {}),
             )
         server = Serving(process, port, log_path)
         try:
-            server.wait_ready()
+            server.wait_ready(deadline_s)
             yield server
         finally:
             process.terminate()
             try:
-                process.wait(20)
+                process.wait(40)
             except subprocess.TimeoutExpired:
                 process.kill()
                 process.wait()
