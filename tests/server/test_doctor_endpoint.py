@@ -99,18 +99,18 @@ def test_a_person_reads_lines(server: Serving) -> None:
     assert "0 failed" in lines[-1]
 
 
-def test_a_model_that_repeats_itself_fails(folder: Path) -> None:
-    path = write_script(folder / "loops.jsonl", "I will look at it again. " * 8)
+def test_a_wrong_deployment_fails_and_says_why(folder: Path) -> None:
+    path = write_script(folder / "broken.jsonl", "!" * 200)
     options = ("--reasoning-parser", "minimax_m2_append_think")
     with serving(str(folder), "--scripted", path, *options) as running:
-        result = run_m2("doctor", running.url, "--json")
+        result = run_m2("doctor", running.url, "--quick", "--json")
     found = json.loads(result.stdout)
     checks = {check["name"]: check for check in found["checks"]}
     assert result.returncode == 1
-    assert checks["loops_short"]["verdict"] == "fail"
-    assert "K75" in checks["loops_short"]["issues"]
+    assert checks["garbled"]["verdict"] == "fail"
+    assert "NaN" in checks["garbled"]["detail"]
     assert checks["reasoning"]["verdict"] == "warn"
-    assert "K75" in {issue["id"] for issue in found["likely_issues"]}
+    assert set(checks["garbled"]["issues"]) <= {issue["id"] for issue in found["likely_issues"]}
 
 
 def test_nobody_there_is_one_sentence() -> None:
