@@ -59,7 +59,9 @@ class Setting:
     """One flag of the engine's command, one variable, or one command for the host (`system`).
 
     `name` as typed ("--tensor-parallel-size", "NCCL_P2P_LEVEL", "sysctl -w vm.swappiness=0");
-    `value` None: a flag alone. `reason` is one sentence, `source` where it comes from.
+    `value` None: a flag alone. `reason` is one sentence, `source` where it comes from. `node` is
+    the only node it is for, None: every node. A value may hold the placeholders {node0_ip},
+    {this_ip} and {nic}.
     """
 
     kind: SettingKind
@@ -67,12 +69,24 @@ class Setting:
     value: str | None
     reason: str
     source: str
+    node: int | None = None
+
+
+@dataclass(frozen=True)
+class Departure:
+    """What a published deployment of the same kind sets ("--enforce-eager") and a plan does not, or
+    sets otherwise; `document` is its id in spec/deployments.toml.
+    """
+
+    document: str
+    setting: str
+    reason: str
 
 
 @dataclass(frozen=True)
 class MemoryTerm:
-    """`name` is one of weights.experts, weights.attention, weights.router, weights.embedding,
-    weights.lm_head, weights.norms, overhead, kv_cache, offloaded (negative).
+    """`name` is weights.experts, .attention, .router, .embedding, .lm_head, .norms or .draft,
+    overhead.context, .graphs, .communication or .activations, kv_cache, offloaded (negative).
     """
 
     name: str
@@ -147,6 +161,7 @@ class Plan:
     `model` is what the user named (a path or a hub id), `variant` the row of spec/variants.toml it
     is ("" when read from a folder), `hardware` the text that spec/hardware.py reads ("4xb200").
     `settings` never repeat what `model`, `host` and `port` say. `warnings` include the licence's.
+    `kv_cache_tokens` are of the whole deployment, all data-parallel ranks together.
     """
 
     model: str
@@ -168,6 +183,7 @@ class Plan:
     warnings: tuple[str, ...] = ()
     runners_up: tuple[Rejection, ...] = ()
     rejected: tuple[Rejection, ...] = ()
+    departures: tuple[Departure, ...] = ()
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,9 @@ import typer
 from m2serve import __version__
 from m2serve.cli import bench
 from m2serve.cli.chat import chat
+from m2serve.cli.doctor import doctor
 from m2serve.cli.inspect import inspect
+from m2serve.cli.plan import plan
 from m2serve.cli.serve import serve
 from m2serve.errors import M2Error
 
@@ -24,6 +26,8 @@ app = typer.Typer(
 app.command()(serve)
 app.command()(chat)
 app.command()(inspect)
+app.command()(doctor)
+app.command()(plan)
 app.add_typer(bench.app, name="bench")
 
 

@@ -1,0 +1,59 @@
+"""`m2 plan`: how to run a checkpoint on given hardware, why, how fast, and what to watch for."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+import typer
+from rich.console import Console
+
+from m2serve.cli.plan_text import show
+from m2serve.plan.plan import make_plan
+from m2serve.records import Objective, Workload, to_json
+
+EngineOption = Literal["auto", "own", "vllm", "sglang", "vllm-ascend"]
+
+
+def plan(
+    model: Annotated[str, typer.Argument(help="Hub id, folder, or a family: MiniMax-M2.5.")],
+    hardware: Annotated[
+        str, typer.Option(help="Devices of a node: 2xrtx-pro-6000, 1xrtx-pro-6000+2xrtx-4090.")
+    ],
+    nodes: Annotated[int, typer.Option(min=1, help="Equal nodes.")] = 1,
+    host_memory_gib: Annotated[int, typer.Option(min=0, help="Of a node; 0: unknown.")] = 0,
+    engine: Annotated[EngineOption, typer.Option(help="auto compares all.")] = "auto",
+    engine_version: Annotated[str, typer.Option(help="A release; else a known good one.")] = "",
+    context: Annotated[int, typer.Option(min=0, help="Tokens; 0: what fits.")] = 0,
+    concurrency: Annotated[int, typer.Option(min=1, help="Users at once.")] = 8,
+    input_len: Annotated[int, typer.Option(min=1, help="Prompt tokens.")] = 2048,
+    output_len: Annotated[int, typer.Option(min=1, help="Answer tokens.")] = 512,
+    prefix_hit: Annotated[float, typer.Option(min=0, max=1, help="Cached share.")] = 0.0,
+    slo_ttft_ms: Annotated[float | None, typer.Option(help="First token within.")] = None,
+    slo_tpot_ms: Annotated[float | None, typer.Option(help="Every further one within.")] = None,
+    objective: Annotated[Objective, typer.Option(help="What to rank by.")] = "latency",
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+) -> None:
+    """Choose engine, checkpoint and settings for a machine; with exact memory and a forecast."""
+    workload = Workload(
+        max_model_len=context,
+        concurrency=concurrency,
+        input_len=input_len,
+        output_len=output_len,
+        prefix_hit=prefix_hit,
+        slo_ttft_ms=slo_ttft_ms,
+        slo_tpot_ms=slo_tpot_ms,
+        objective=objective,
+    )
+    made = make_plan(
+        model,
+        hardware,
+        workload,
+        engine=engine,
+        engine_version=engine_version,
+        num_nodes=nodes,
+        host_memory_bytes=host_memory_gib << 30,
+    )
+    if as_json:
+        print(to_json(made))
+    else:
+        show(made, Console(highlight=False, soft_wrap=True))

@@ -1,0 +1,174 @@
+"""A model, hardware and a workload in; how to run it, why, how fast and what to watch for out."""
+
+from __future__ import annotations
+
+from m2serve.errors import ResourceError, UsageError
+from m2serve.plan.candidates import variants_for
+from m2serve.plan.departures import departures_of
+from m2serve.plan.issues import is_serious, issue_notes, open_issues, with_remedies
+from m2serve.plan.search import (
+    MAX_RUNNERS_UP,
+    Candidate,
+    Search,
+    comparison,
+    request_tokens,
+    search,
+)
+from m2serve.plan.setting import Settings
+from m2serve.plan.settings import bare_settings, settings_of
+from m2serve.plan.warnings import warnings_of
+from m2serve.records import Plan, Rejection, Workload
+from m2serve.spec.engines import Engine, find_engine, load_engines
+from m2serve.spec.hardware import Hardware, hardware_text, parse_hardware
+from m2serve.spec.variants import Variant
+from m2serve.spec.versions import Version
+
+_MAX_REASONS = 6
+_DEFAULT_WORKLOAD = Workload()
+_LIMITS = {"concurrency": 1 << 20, "input_len": 1 << 24, "output_len": 1 << 24}
+
+
+def make_plan(
+    model: str,
+    hardware: str,
+    workload: Workload = _DEFAULT_WORKLOAD,
+    *,
+    engine: str = "auto",
+    engine_version: str = "",
+    num_nodes: int = 1,
+    host_memory_bytes: int = 0,
+) -> Plan:
+    """`model` is a hub id, a folder or a family ("MiniMax-M2.5"), `hardware` a text for
+    spec.hardware.parse_hardware.
+
+    Raises UsageError for what is unknown or contradicts itself, ResourceError with the reasons when
+    nothing can run.
+    """
+    _check(workload)
+    machine = parse_hardware(hardware, num_nodes)
+    machine = Hardware(machine.groups, machine.num_nodes, machine.power_limit_w, host_memory_bytes)
+    variants = variants_for(model)
+    engines = _engines(engine, engine_version)
+    result = search(engines, variants, machine, workload)
+    if not result.found:
+        raise ResourceError(_why_nothing(model, hardware, result))
+    best, settings, skipped = _first_sound(result)
+    return _plan(model, best, settings, skipped, result, machine)
+
+
+def _check(workload: Workload) -> None:
+    for name, limit in _LIMITS.items():
+        value = getattr(workload, name)
+        if not 1 <= value <= limit:
+            raise UsageError(f"{name} is {value}; 1 to {limit} is needed")
+    if not 0 <= workload.prefix_hit <= 1:
+        raise UsageError(f"prefix_hit is {workload.prefix_hit}; a share from 0 to 1 is needed")
+    for slo in (workload.slo_ttft_ms, workload.slo_tpot_ms):
+        if slo is not None and not slo > 0:
+            raise UsageError(f"an SLO of {slo} ms cannot be met; it must be positive")
+    if workload.max_model_len and request_tokens(workload) > workload.max_model_len:
+        raise UsageError(
+            f"{workload.input_len:,} + {workload.output_len:,} tokens are more than the context of "
+            f"{workload.max_model_len:,}"
+        )
+
+
+def _engines(name: str, version: str) -> tuple[tuple[Engine, str], ...]:
+    if version:
+        Version.parse(version)
+    if name == "auto":
+        if version:
+            raise UsageError("an engine version needs an engine; name it with --engine")
+        return tuple((engine, "") for engine in load_engines())
+    return ((find_engine(name), version),)
+
+
+def _first_sound(
+    result: Search,
+) -> tuple[Candidate, Settings, dict[str, str]]:
+    """The best candidate that no known issue makes fail or answer wrongly; else the best of all.
+
+    Also the ones passed over, with the issue.
+    """
+    skipped: dict[str, str] = {}
+    for candidate in result.found:
+        c = candidate.configuration
+        settings = _settings(candidate)
+        serious = [i for i in open_issues(c, settings, candidate.workload) if is_serious(i)]
+        if not serious:
+            return candidate, settings, skipped
+        skipped[str(c)] = f"{serious[0].id}, {serious[0].title} ({serious[0].reference})"
+    best = result.found[0]
+    return best, _settings(best), {}
+
+
+def _settings(candidate: Candidate) -> Settings:
+    c, workload = candidate.configuration, candidate.workload
+    return with_remedies(c, settings_of(c, candidate.memory, workload), workload)
+
+
+def _plan(
+    model: str,
+    best: Candidate,
+    settings: Settings,
+    skipped: dict[str, str],
+    result: Search,
+    machine: Hardware,
+) -> Plan:
+    c, workload = best.configuration, best.workload
+    is_family = "/" not in model and c.variant.own_shape is None
+    bare = bare_settings(c)
+    return Plan(
+        model=c.variant.name if is_family else model,
+        variant="" if c.variant.own_shape is not None else c.variant.name,
+        hardware=hardware_text(c.hardware),
+        num_nodes=c.hardware.num_nodes,
+        engine=c.engine.name,  # type: ignore[arg-type]
+        engine_version=c.version,
+        image=c.engine.image_for(c.version, c.arch),
+        parallelism=c.parallelism,
+        kv_cache_dtype=c.kv_cache_dtype,
+        max_model_len=c.max_model_len,
+        workload=workload,
+        settings=settings,
+        ranks=best.memory.ranks,
+        kv_cache_tokens=best.memory.kv_cache_tokens,
+        speed=best.speed,
+        issues=issue_notes(c, settings, bare, workload),
+        warnings=warnings_of(best, machine),
+        runners_up=_runners_up(best, skipped, result),
+        rejected=result.rejected,
+        departures=departures_of(c, settings),
+    )
+
+
+def _runners_up(best: Candidate, skipped: dict[str, str], result: Search) -> tuple[Rejection, ...]:
+    """The best of each other engine, quantization and KV dtype."""
+    seen = {_kind(best)}
+    notes: list[Rejection] = []
+    for other in result.found:
+        if _kind(other) in seen or len(notes) == MAX_RUNNERS_UP:
+            continue
+        seen.add(_kind(other))
+        name = str(other.configuration)
+        reason = skipped.get(name) or comparison(best, other)
+        notes.append(Rejection(name, reason))
+    return tuple(notes)
+
+
+def _kind(candidate: Candidate) -> tuple[object, ...]:
+    c = candidate.configuration
+    return (c.engine.name, _family(c.variant), c.kv_cache_dtype)
+
+
+def _family(variant: Variant) -> tuple[object, ...]:
+    return (variant.quantization, variant.num_experts)
+
+
+def _why_nothing(model: str, hardware: str, result: Search) -> str:
+    reasons = list(dict.fromkeys(f"{r.configuration}: {r.reason}" for r in result.rejected))
+    shown = "; ".join(reasons[:_MAX_REASONS])
+    more = len(reasons) - _MAX_REASONS
+    return f"{model} does not run on {hardware}: {shown}" + (
+        f"; and {more} more" if more > 0 else ""
+    )

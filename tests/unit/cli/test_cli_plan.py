@@ -1,0 +1,78 @@
+"""`m2 plan` as typed."""
+
+import json
+
+import pytest
+from typer.testing import CliRunner
+
+from m2serve.cli.main import app
+from m2serve.errors import UsageError
+
+runner = CliRunner()
+
+
+def run(*arguments: str) -> str:
+    result = runner.invoke(app, ["plan", *arguments], env={"COLUMNS": "160"})
+    assert result.exit_code == 0, result.output
+    return result.output
+
+
+def test_text_says_what_why_and_what_to_watch() -> None:
+    output = run("MiniMaxAI/MiniMax-M2.5", "--hardware", "8xmax-q", "--engine", "vllm")
+    for part in (
+        "vllm 0.20.2",
+        "--tensor-parallel-size 8",
+        "NCCL_P2P_LEVEL=PHB",
+        "26.95",
+        "watch for:",
+        "known issues:",
+        "unlike published deployments:",
+        "runners-up:",
+        "dropped:",
+    ):
+        assert part in output
+
+
+def test_brackets_of_sources_are_not_markup() -> None:
+    output = run("MiniMaxAI/MiniMax-M2.5", "--hardware", "4xb200")
+    assert "[the plan's memory model]" in output
+
+
+def test_json_is_one_object() -> None:
+    plan = json.loads(run("MiniMax-M2.5", "--hardware", "2xrtx-pro-6000", "--json"))
+    assert plan["hardware"] == "2xrtx-pro-6000"
+    assert plan["ranks"][1]["rank"] == 1
+
+
+def test_options_reach_the_workload() -> None:
+    plan = json.loads(
+        run(
+            *("MiniMaxAI/MiniMax-M2.5", "--hardware", "8x910b3", "--nodes", "2", "--json"),
+            *("--context", "100000", "--concurrency", "4", "--input-len", "90000"),
+            *("--output-len", "1000", "--prefix-hit", "0.9", "--objective", "throughput"),
+            *("--slo-ttft-ms", "5000", "--slo-tpot-ms", "200"),
+        )
+    )
+    assert plan["num_nodes"] == 2
+    assert plan["max_model_len"] == 100_000
+    assert plan["workload"] == {
+        "max_model_len": 100_000,
+        "concurrency": 4,
+        "input_len": 90_000,
+        "output_len": 1000,
+        "prefix_hit": 0.9,
+        "slo_ttft_ms": 5000.0,
+        "slo_tpot_ms": 200.0,
+        "objective": "throughput",
+    }
+
+
+def test_unknown_hardware_is_one_sentence() -> None:
+    result = runner.invoke(app, ["plan", "MiniMax-M2.5", "--hardware", "4xb2000"])
+    assert isinstance(result.exception, UsageError)
+    assert "did you mean" in str(result.exception)
+
+
+@pytest.mark.parametrize("hardware", ["1xrtx-pro-6000+2xrtx-4090", "2xdgx-spark", "1xepyc-9005"])
+def test_every_kind_of_machine_prints(hardware: str) -> None:
+    assert "settings:" in run("MiniMax-M2.5", "--hardware", hardware)

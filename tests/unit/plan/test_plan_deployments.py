@@ -1,0 +1,157 @@
+"""Every published deployment, planned on its own hardware: what its command needs is there, or the
+plan says why not.
+"""
+
+import pytest
+
+from m2serve.plan.departures import departures_from
+from m2serve.plan.plan import make_plan
+from m2serve.records import Plan, Workload
+from m2serve.spec.deployments import Deployment, find_deployment, load_deployments
+
+BASE_IDS = [f"D{number}" for number in range(1, 18)]
+THROUGHPUT_FROM = 64
+
+# What each plan does unlike its document, by the name of the flag or variable. A plan that departs
+# further, or no longer does, shows here.
+NO_CODE = "--trust-remote-code"
+SPLIT = "--reasoning-parser"
+EXPECTED = {
+    "D1": {NO_CODE, SPLIT, "SAFETENSORS_FAST_GPU"},
+    "D2": {"--mem-fraction-static"},
+    "D3": {"uv"},
+    "D4": set(),
+    "D5": set(),
+    "D6": {
+        "--nsa-prefill-backend",
+        "--nsa-decode-backend",
+        "--enable-flashinfer-allreduce-fusion",
+    },
+    "D7": set(),
+    "D8": set(),
+    "D9": set(),
+    "D10": {
+        NO_CODE,
+        SPLIT,
+        "--quantization",
+        "--max-num-seqs",
+        "--enforce-eager",
+        "--gpu-memory-utilization",
+    },
+    "D11": {
+        NO_CODE,
+        SPLIT,
+        "--quantization",
+        "--cpu-offload-gb",
+        "--max-num-seqs",
+        "--enforce-eager",
+        "--gpu-memory-utilization",
+        "VLLM_PP_LAYER_PARTITION",
+    },
+    "D12": {NO_CODE, "--gpu-memory-utilization"},
+    "D13": {NO_CODE, "--gpu-memory-utilization"},
+    "D14": {
+        NO_CODE,
+        "--tensor-parallel-size",
+        "--data-parallel-size",
+        "--max-num-seqs",
+        "LD_PRELOAD",
+    },
+    "D15": {NO_CODE, "--data-parallel-size", "LD_PRELOAD"},
+    "D16": {
+        NO_CODE,
+        SPLIT,
+        "--served-model-name",
+        "--max-num-seqs",
+        "--gpu-memory-utilization",
+        "--mm_processor_cache_type",
+        "VLLM_TORCH_PROFILER_WITH_STACK",
+        "VLLM_TORCH_PROFILER_DIR",
+    },
+    "D17": {NO_CODE, SPLIT},
+}
+
+
+def workload_of(deployment: Deployment) -> Workload:
+    """As published; what a document does not say is the plan's default, within its context."""
+    room = (deployment.max_model_len or 4096) - 512
+    return Workload(
+        max_model_len=deployment.max_model_len,
+        concurrency=deployment.concurrency or 8,
+        input_len=deployment.input_len or min(2048, room),
+        output_len=deployment.output_len or 512,
+        prefix_hit=deployment.prefix_hit,
+        objective="throughput" if deployment.concurrency >= THROUGHPUT_FROM else "latency",
+    )
+
+
+def plan_of(deployment: Deployment, hardware: str = "") -> Plan:
+    return make_plan(
+        deployment.model,
+        hardware or deployment.hardware,
+        workload_of(deployment),
+        engine=deployment.engine,
+        num_nodes=deployment.num_nodes,
+    )
+
+
+@pytest.mark.parametrize("deployment", load_deployments(), ids=lambda row: row.id)
+def test_every_departure_has_a_reason(deployment: Deployment) -> None:
+    for departure in departures_from(deployment, plan_of(deployment).settings):
+        assert departure.reason, departure.setting
+
+
+@pytest.mark.parametrize("name", BASE_IDS)
+def test_departures_are_the_known_ones(name: str) -> None:
+    deployment = find_deployment(name)
+    found = departures_from(deployment, plan_of(deployment).settings)
+    assert {departure.setting.partition(" ")[0] for departure in found} == EXPECTED[name]
+
+
+@pytest.mark.parametrize("name", [name for name in BASE_IDS if name != "D15"])
+def test_the_plan_records_them_itself(name: str) -> None:
+    """D15 is a change of D14, which alone is compared."""
+    plan = plan_of(find_deployment(name))
+    documents = {departure.document for departure in plan.departures}
+    assert not EXPECTED[name] or name in documents
+
+
+@pytest.mark.parametrize("name", BASE_IDS)
+def test_same_cut_but_where_said(name: str) -> None:
+    """The documents' cuts are found again; D14's TP4 DP4 becomes TP8 DP2, which holds more."""
+    deployment = find_deployment(name)
+    cut = plan_of(deployment).parallelism
+    expected = (deployment.tensor, deployment.pipeline, deployment.data, deployment.expert_parallel)
+    if name == "D14":
+        expected = (8, 1, 2, True)
+    assert (cut.tensor, cut.pipeline, cut.data, cut.expert_parallel) == expected
+    assert cut.prefill_context == deployment.prefill_context
+
+
+@pytest.mark.parametrize("hardware", find_deployment("D17").also_on)
+def test_the_other_machines_of_d17(hardware: str) -> None:
+    plan = plan_of(find_deployment("D17"), hardware)
+    assert plan.parallelism.tensor == 4
+    assert not plan.parallelism.expert_parallel
+    warned = any("unpacked in the kernel (marlin)" in text for text in plan.warnings)
+    assert warned == (hardware in ("4xa100", "4xa800"))
+
+
+def test_b200_with_an_old_release_gets_the_workaround() -> None:
+    """0.16.0 is below the recipes' floor for M2.5, so only M2 is planned with it."""
+    plan = make_plan("MiniMaxAI/MiniMax-M2", "4xb200", engine="vllm", engine_version="0.16.0")
+    values = {setting.name: setting.value for setting in plan.settings}
+    assert values["VLLM_USE_FLASHINFER_MOE_FP8"] == "0"
+
+
+def test_two_nodes_of_a2_have_what_each_needs() -> None:
+    plan = plan_of(find_deployment("D16"))
+    by_node = {
+        node: {s.name: s.value for s in plan.settings if s.node in (None, node)} for node in (0, 1)
+    }
+    assert "--headless" not in by_node[0]
+    assert "--headless" in by_node[1]
+    assert [by_node[node]["--data-parallel-start-rank"] for node in (0, 1)] == ["0", "1"]
+    assert by_node[1]["--data-parallel-address"] == "{node0_ip}"
+    assert by_node[1]["HCCL_IF_IP"] == "{this_ip}"
+    assert by_node[0]["--data-parallel-size-local"] == "1"
