@@ -29,7 +29,7 @@ MAX_RUNNERS_UP = 5
 _MIN_SEQS = 16
 _LEN_STEP = 1024
 # Figures closer than this are equal: the forecast is not that good.
-_STEP = 1.03
+_STEP = 1.08
 # Another's quantisation must be a tenth better to be taken before the official release, and more
 # where its weights are unpacked in the kernel: the forecast counts bytes alone.
 _THIRD_PARTY, _WEIGHT_ONLY = 1.1, 1.15
@@ -80,8 +80,7 @@ def search(
             candidate = _try_offload(c, workload)
             if candidate is not None:
                 found.append(candidate)
-    found.sort(key=lambda candidate: _order(candidate))
-    return Search(tuple(found), tuple(_merge(rejected)))
+    return Search(tuple(ranked(found)), tuple(_merge(rejected)))
 
 
 def request_tokens(workload: Workload) -> int:
@@ -216,25 +215,46 @@ def _why_it_does_not_fit(c: Configuration, workload: Workload) -> str:
     )
 
 
-def _order(candidate: Candidate) -> tuple[object, ...]:
-    """Sort key: what must hold, then the objective in steps of 3 %, then the simpler cut, or the
-    one with more KV cache where many users count; ties stay in the order tried.
+def ranked(found: Sequence[Candidate]) -> list[Candidate]:
+    """The best first: what must hold, then the objective, in steps of what the forecast can tell
+    apart counted from the best; then the simpler cut, or the one with more KV cache where many
+    users count. Ties stay in the order tried.
     """
-    speed, c, workload = candidate.speed, candidate.configuration, candidate.workload
-    value = _value(candidate) * _handicap(c)
-    cut, is_ascend = c.parallelism, c.engine.name == "vllm-ascend"
+    duties = [_duties(candidate) for candidate in found]
+    best: dict[tuple[bool, ...], float] = {}
+    for duty, candidate in zip(duties, found, strict=True):
+        best[duty] = min(best.get(duty, math.inf), _handicapped(candidate))
+    keys = [
+        (duty, int(math.log(_handicapped(c) / best[duty]) / math.log(_STEP)), *_tie_break(c))
+        for duty, c in zip(duties, found, strict=True)
+    ]
+    order = sorted(range(len(found)), key=lambda index: keys[index])
+    return [found[index] for index in order]
+
+
+def _duties(candidate: Candidate) -> tuple[bool, ...]:
     return (
         not _meets_slos(candidate),
         not candidate.holds_workload,
         _is_pruned(candidate),
-        c.kv_cache_dtype != "auto",
-        round(math.log(value) / math.log(_STEP)),
+        candidate.configuration.kv_cache_dtype != "auto",
+    )
+
+
+def _tie_break(candidate: Candidate) -> tuple[object, ...]:
+    c, workload = candidate.configuration, candidate.workload
+    cut, is_ascend = c.parallelism, c.engine.name == "vllm-ascend"
+    return (
         is_ascend and is_long(workload.input_len) and cut.prefill_context == 1,
         cut.pipeline,
         0 if workload.objective == "latency" else -candidate.memory.kv_cache_tokens,
         (cut.prefill_context, cut.data, cut.expert_parallel),
-        round(math.log(speed.ttft_ms.value) / math.log(_STEP)),
+        candidate.speed.ttft_ms.value,
     )
+
+
+def _handicapped(candidate: Candidate) -> float:
+    return _value(candidate) * _handicap(candidate.configuration)
 
 
 def _handicap(c: Configuration) -> float:
