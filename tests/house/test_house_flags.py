@@ -24,6 +24,7 @@ FLAGS = {
         "--max-num-batched-tokens",
         "--enable-prefix-caching",
         "--kv-cache-memory-bytes",
+        "--kv-cache-dtype",
         "--reasoning-parser",
         "--allow-unknown-tools",
         "--scripted",
@@ -41,7 +42,7 @@ FLAGS = {
         "--upstream-api-key",
         "--restart-upstream",
     ],
-    "chat": ["url", "--model", "--system", "--api-key", "--temperature", "--max-tokens"],
+    "chat": ["target", "--model", "--system", "--api-key", "--temperature", "--max-tokens"],
     "inspect": ["model", "--json", "--scan-scales", "--revision"],
     "doctor": ["target", "--model", "--tokenizer", "--api-key", "--quick", "--json"],
     "plan": [
@@ -59,6 +60,7 @@ FLAGS = {
         "--slo-ttft-ms",
         "--slo-tpot-ms",
         "--objective",
+        "--claim",
         "--json",
     ],
     "bench engine": [

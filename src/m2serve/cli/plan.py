@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import dataclasses
+import json
 from typing import Annotated, Literal
 
 import typer
 from rich.console import Console
 
 from m2serve.cli.plan_text import show
-from m2serve.plan.plan import make_plan
+from m2serve.plan.claim import Verdict, claimed_users, judge_claim
+from m2serve.plan.plan import choose
 from m2serve.records import Objective, Workload, to_json
 
 EngineOption = Literal["auto", "own", "vllm", "sglang", "vllm-ascend"]
@@ -31,12 +34,16 @@ def plan(
     slo_ttft_ms: Annotated[float | None, typer.Option(help="First token within.")] = None,
     slo_tpot_ms: Annotated[float | None, typer.Option(help="Every further one within.")] = None,
     objective: Annotated[Objective, typer.Option(help="What to rank by.")] = "latency",
+    claim: Annotated[
+        str | None, typer.Option(help="A figure to judge: '64 users, 3355 tok/s', '115 GB'.")
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
     """Choose engine, checkpoint and settings for a machine; with exact memory and a forecast."""
+    users = concurrency if claim is None else claimed_users(claim) or concurrency
     workload = Workload(
         max_model_len=context,
-        concurrency=concurrency,
+        concurrency=users,
         input_len=input_len,
         output_len=output_len,
         prefix_hit=prefix_hit,
@@ -44,16 +51,24 @@ def plan(
         slo_tpot_ms=slo_tpot_ms,
         objective=objective,
     )
-    made = make_plan(
-        model,
-        hardware,
-        workload,
-        engine=engine,
-        engine_version=engine_version,
-        num_nodes=nodes,
-        host_memory_bytes=host_memory_gib << 30,
+    made, configuration = choose(
+        model, hardware, workload, engine, engine_version, nodes, host_memory_gib << 30
     )
-    if as_json:
+    if claim is not None:
+        _show_verdicts(judge_claim(claim, made, configuration), as_json)
+    elif as_json:
         print(to_json(made))
     else:
         show(made, Console(highlight=False, soft_wrap=True))
+
+
+def _show_verdicts(verdicts: tuple[Verdict, ...], as_json: bool) -> None:
+    """Ends with status 1 when a figure is impossible, so that scripts can ask."""
+    if as_json:
+        print(json.dumps([dataclasses.asdict(verdict) for verdict in verdicts], indent=2))
+    else:
+        for verdict in verdicts:
+            issues = f" [{', '.join(verdict.issues)}]" if verdict.issues else ""
+            print(f"{verdict.judgement}: {verdict.figure}: {verdict.reason}{issues}")
+    if any(verdict.judgement == "impossible" for verdict in verdicts):
+        raise typer.Exit(1)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from m2serve.errors import ResourceError, UsageError
 from m2serve.plan.candidates import variants_for
+from m2serve.plan.configuration import Configuration
 from m2serve.plan.departures import departures_of
 from m2serve.plan.issues import is_serious, issue_notes, open_issues, with_remedies
 from m2serve.plan.search import (
@@ -38,7 +39,23 @@ def make_plan(
     num_nodes: int = 1,
     host_memory_bytes: int = 0,
 ) -> Plan:
-    """`model` is a hub id, a folder or a family ("MiniMax-M2.5"), `hardware` a text for
+    """The best way to run a model on a machine; arguments and errors as for `choose`."""
+    options = (engine, engine_version, num_nodes, host_memory_bytes)
+    return choose(model, hardware, workload, *options)[0]
+
+
+def choose(
+    model: str,
+    hardware: str,
+    workload: Workload,
+    engine: str = "auto",
+    engine_version: str = "",
+    num_nodes: int = 1,
+    host_memory_bytes: int = 0,
+) -> tuple[Plan, Configuration]:
+    """The plan, and the configuration it is made of.
+
+    `model` is a hub id, a folder or a family ("MiniMax-M2.5"), `hardware` a text for
     spec.hardware.parse_hardware.
 
     Raises UsageError for what is unknown or contradicts itself, ResourceError with the reasons when
@@ -53,7 +70,8 @@ def make_plan(
     if not result.found:
         raise ResourceError(_why_nothing(model, hardware, result))
     best, settings, skipped = _first_sound(result)
-    return _plan(model, best, settings, skipped, result, machine)
+    plan = _plan(model, best, settings, skipped, result, machine)
+    return plan, best.configuration
 
 
 def _check(workload: Workload) -> None:

@@ -1,0 +1,102 @@
+"""Published figures: the wrong ones are refused with the right number, the right ones pass."""
+
+import pytest
+from typer.testing import CliRunner
+
+from m2serve.cli.main import app
+from m2serve.errors import UsageError
+from m2serve.plan.claim import claimed_users, judge_claim, read_figures
+from m2serve.plan.plan import choose
+from m2serve.records import Workload
+
+B200 = ("MiniMaxAI/MiniMax-M2.5", "4xb200")
+NVFP4 = ("mconcat/MiniMax-M2.5-NVFP4", "2xb200")
+REAP = ("lukealonso/MiniMax-M2.5-REAP-139B-A10B-NVFP4", "1xrtx-pro-6000")
+
+
+def judge(claim: str, model: str, hardware: str, **workload: object) -> list[tuple[str, str]]:
+    users = claimed_users(claim) or 8
+    plan, configuration = choose(model, hardware, Workload(concurrency=users, **workload))
+    return [(v.judgement, v.reason) for v in judge_claim(claim, plan, configuration)]
+
+
+@pytest.mark.parametrize(
+    ("target", "claim", "right_number"),
+    [
+        (B200, "115 GB", "230.12 GB = 214.32 GiB"),
+        (B200, "287 GB", "230.12 GB"),
+        (B200, "29 GB per GPU", "53.72 GiB"),
+        (B200, "528 GB KV", "GiB"),
+        (B200, "60 GB per 1M tokens", "253.95 GB"),
+        (B200, "456B parameters", "228,689,764,864"),
+        (B200, "1M context", "196,608"),
+        (NVFP4, "456 billion total", "228,689,764,864"),
+        (NVFP4, "67 GB", "134.40 GB"),
+        (REAP, "64 users, 3355 tok/s", "44.8 ms"),
+    ],
+)
+def test_wrong_figures_are_refused(target: tuple[str, str], claim: str, right_number: str) -> None:
+    [(judgement, reason)] = judge(claim, *target, input_len=1200, output_len=500)
+    assert judgement == "impossible"
+    assert right_number in reason
+
+
+@pytest.mark.parametrize(
+    ("target", "claim"),
+    [
+        (B200, "230.12 GB"),
+        (B200, "220 GB"),
+        (B200, "53.75 GiB/GPU"),
+        (B200, "240 GB per 1M tokens"),
+        (B200, "229B parameters"),
+        (B200, "230B params"),
+        (B200, "192K context"),
+        (NVFP4, "126 GB"),
+        (NVFP4, "134.4 GB"),
+        (B200, "64 users, 4100 tok/s"),
+    ],
+)
+def test_right_figures_pass(target: tuple[str, str], claim: str) -> None:
+    [(judgement, _)] = judge(claim, *target, input_len=1024, output_len=1024)
+    assert judgement == "plausible"
+
+
+def test_a_slow_run_names_the_issue_that_explains_it() -> None:
+    claim = "10 users, TPOT 82.82 ms"
+    plan, configuration = choose(
+        "MiniMaxAI/MiniMax-M2", "4xh20-3e", Workload(concurrency=10, output_len=1024)
+    )
+    [verdict] = judge_claim(claim, plan, configuration)
+    assert verdict.judgement == "slow"
+    assert verdict.issues == ("K80",)
+
+
+def test_figures_that_contradict_one_another_are_suspicious() -> None:
+    claim = "1024 concurrent, 8838 tok/s, TPOT 43.73 ms, TTFT 687 ms"
+    reasons = [reason for judgement, reason in judge(claim, *B200) if judgement == "suspicious"]
+    assert any("398 requests in flight, not 1024" in reason for reason in reasons)
+
+
+def test_every_figure_of_a_text_is_read_once() -> None:
+    found = read_figures("c=8: 64 users at 1,057 tok/s, ttft 77 ms; 29 GB per GPU of 115 GB")
+    assert found == {
+        "users": 64,
+        "rate": 1057,
+        "ttft_ms": 77,
+        "per_device": 29,
+        "bytes": 115,
+    }
+
+
+@pytest.mark.parametrize("claim", ["", "fast", "64 users", "x" * 3000])
+def test_what_is_no_claim_is_said_to_be_none(claim: str) -> None:
+    with pytest.raises(UsageError):
+        judge(claim, *B200)
+
+
+def test_the_command_ends_with_1_for_the_impossible() -> None:
+    command = ["plan", B200[0], "--hardware", B200[1], "--claim"]
+    wrong = CliRunner().invoke(app, [*command, "115 GB"])
+    assert wrong.exit_code == 1
+    assert "230.12 GB" in wrong.output
+    assert CliRunner().invoke(app, [*command, "230 GB", "--json"]).exit_code == 0
