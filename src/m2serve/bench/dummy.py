@@ -1,4 +1,4 @@
-"""A model of random weights in any storage format, made in memory.
+"""Random weights of a model in any storage format, made in memory.
 
 The values are of the size real ones have, so nothing overflows and routing is spread; what they
 say is noise.
@@ -20,35 +20,37 @@ from m2serve.checkpoint.weights import (
     Weight,
 )
 from m2serve.errors import UsageError
-from m2serve.kernels.dispatch import Kernels
+from m2serve.kernels.dispatch import linear_dtype
 from m2serve.model.layers import AttentionWeights, LayerWeights, ModelWeights, MoeWeights
-from m2serve.model.minimax_m2 import MiniMaxM2
 from m2serve.spec.shape import ModelShape
 
 FORMATS = ("bf16", "fp8", "nvfp4", "mxfp4", "int4-g32", "int4-g128", "int8")
 _FP8_BLOCK = 128
 
 
-def dummy_model(
+def dummy_weights(
     shape: ModelShape,
     format: str,
     *,
-    attention_format: str = "bf16",
+    attention_format: str = "",
+    head_format: str = "",
     device: torch.device,
     dtype: torch.dtype,
-    kernels: Kernels,
-) -> MiniMaxM2:
-    """Experts in `format`, attention in `attention_format`, the rest dense in `dtype`."""
+) -> ModelWeights:
+    """Experts, attention and head in these formats, the rest dense in `dtype`.
+
+    As the loader does: "bf16" is BF16 where the kernels take it, else `dtype`; attention and head
+    are so with "", too. Raises UsageError for an unknown format.
+    """
     maker = _Maker(device, dtype)
-    weights = ModelWeights(
+    return ModelWeights(
         embedding=maker.dense(shape.vocab_size, shape.hidden_size),
         layers=tuple(
             _layer(maker, shape, format, attention_format) for _ in range(shape.num_hidden_layers)
         ),
         norm=maker.norm(shape.hidden_size),
-        lm_head=DenseWeight(maker.dense(shape.vocab_size, shape.hidden_size)),
+        lm_head=maker.named(head_format, shape.vocab_size, shape.hidden_size),
     )
-    return MiniMaxM2(shape, weights, kernels)
 
 
 def _layer(maker: _Maker, shape: ModelShape, format: str, attention_format: str) -> LayerWeights:
@@ -56,10 +58,10 @@ def _layer(maker: _Maker, shape: ModelShape, format: str, attention_format: str)
     return LayerWeights(
         input_norm=maker.norm(hidden),
         attention=AttentionWeights(
-            q_proj=maker.linear(attention_format, (), shape.q_size, hidden),
-            k_proj=maker.linear(attention_format, (), shape.kv_size, hidden),
-            v_proj=maker.linear(attention_format, (), shape.kv_size, hidden),
-            o_proj=maker.linear(attention_format, (), hidden, shape.q_size),
+            q_proj=maker.named(attention_format, shape.q_size, hidden),
+            k_proj=maker.named(attention_format, shape.kv_size, hidden),
+            v_proj=maker.named(attention_format, shape.kv_size, hidden),
+            o_proj=maker.named(attention_format, hidden, shape.q_size),
             q_norm=maker.norm(shape.q_size),
             k_norm=maker.norm(shape.kv_size),
         ),
@@ -82,10 +84,17 @@ class _Maker:
     def norm(self, size: int) -> torch.Tensor:
         return torch.ones(size, device=self.device, dtype=self.dtype)
 
-    def dense(self, *size: int) -> torch.Tensor:
-        weight = torch.empty(size, device=self.device, dtype=self.dtype)
+    def dense(self, *size: int, dtype: torch.dtype | None = None) -> torch.Tensor:
+        weight = torch.empty(size, device=self.device, dtype=dtype or self.dtype)
         spread = math.sqrt(3 / size[-1])
         return weight.uniform_(-spread, spread, generator=self._generator)
+
+    def named(self, format: str, rows: int, columns: int) -> Weight:
+        """A linear of attention or the head, whose format may be ""."""
+        weight = self.linear(format or "bf16", (), rows, columns)
+        if format == "bf16" and isinstance(weight, DenseWeight):
+            return DenseWeight(weight.weight.bfloat16())
+        return weight
 
     def linear(self, format: str, batch: tuple[int, ...], rows: int, columns: int) -> Weight:
         """Standard deviation 1 / sqrt(columns), give or take the format's own grid."""
@@ -93,7 +102,8 @@ class _Maker:
         size = (*batch, rows)
         match format:
             case "bf16":
-                return DenseWeight(self.dense(*size, columns))
+                dtype = linear_dtype(self.device, torch.bfloat16, self.dtype)
+                return DenseWeight(self.dense(*size, columns, dtype=dtype))
             case "fp8":
                 codes = self._codes(*size, columns) & 0xBF  # below 2: no NaN, no outliers
                 blocks = (-(-rows // _FP8_BLOCK), -(-columns // _FP8_BLOCK))

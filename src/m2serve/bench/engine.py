@@ -1,182 +1,138 @@
-"""How fast the engine is by itself: no HTTP, the real scheduler, sampler and model.
+"""How fast the engine is by itself, and how that compares with what the memory could deliver.
 
-All sequences start together, so the run has two regimes: prefill, until every sequence has its
-first token, and decode, one token a sequence a step. Rates are of tokens through the engine; bytes
-are those of weights and KV cache that a decode step has to read.
+A run has two regimes: prefill, until every sequence has its first token, and decode, one token a
+sequence a step. Bytes are those of weights and KV cache that a decode step has to read.
 """
 
 from __future__ import annotations
 
-import random
-import statistics
-import time
-from dataclasses import dataclass, field
-
-import torch
+from dataclasses import dataclass, replace
+from typing import Self
 
 from m2serve.bench.bandwidth import read_bandwidth_gb_per_s
-from m2serve.bench.dummy import dummy_model
-from m2serve.bench.operations import OperationMeter
-from m2serve.engine.config import EngineConfig
-from m2serve.engine.engine import Engine
-from m2serve.engine.model_runner import ModelRunner
-from m2serve.engine.request import EngineInfo, EngineRequest, SamplingParams
-from m2serve.errors import UsageError
-from m2serve.kernels.dispatch import select_kernels
-from m2serve.model.minimax_m2 import MiniMaxM2, allocate_kv_cache
+from m2serve.bench.generation import EngineBenchConfig, Pass, make_cache, make_runner, run_pass
+from m2serve.bench.memory import peak_memory_bytes, reset_peak_memory
+from m2serve.bench.operations import OperationMeter, StepMeter
+from m2serve.kernels.cpu_library import describe_cpu_kernels
+from m2serve.kernels.cpu_step import OPERATIONS
+from m2serve.model.minimax_m2 import MiniMaxM2
+from m2serve.model.native import NativeMiniMaxM2
 from m2serve.spec.cost import count_parameters, kv_elements_per_token
-from m2serve.spec.shape import ModelShape
 
-BLOCK_SIZE = 16
+_WARM_UP_PROMPT = 32
 
 
 @dataclass(frozen=True)
-class EngineBenchConfig:
-    """`prompt` and `output` are tokens a sequence; `output` counts the one prefill gives."""
+class Spread:
+    """Of the repeats; of an even number the median is the higher one of the middle."""
 
-    shape: ModelShape
-    format: str
-    attention_format: str = "bf16"
-    batch: int = 1
-    prompt: int = 512
-    output: int = 64
-    num_threads: int = 1
-    device: torch.device = field(default_factory=lambda: torch.device("cpu"))
-    dtype: torch.dtype = torch.float32
+    median: float
+    minimum: float
+    maximum: float
+
+    @classmethod
+    def of(cls, values: list[float]) -> Self:
+        ordered = sorted(values)
+        return cls(ordered[len(ordered) // 2], ordered[0], ordered[-1])
 
 
 @dataclass(frozen=True)
 class EngineBenchResult:
-    """Of decode, medians over its steps. `decode_bytes` are those a step reads: weights, of the
-    experts those hit, and KV cache; `bandwidth_share` is their rate over the measured roof.
-    `operations_s` adds up to `decode_step_s`; its "rest" is scheduler, sampler and Python.
+    """Everything about a step is of the repeat with the median decode rate.
+
+    `decode_bytes` are those a step reads: weights, of the experts those that are hit, and KV
+    cache; `decode_bytes_per_token` divides them by the batch. `bandwidth_share` is their rate over
+    the measured roof. `operations_s` adds up to `decode_step_s`; its "rest" is scheduler, sampler
+    and Python. `peak_memory_bytes` is of the repeats, weights included.
     """
 
     parameters: int
-    prefill_tokens_per_s: float
-    decode_tokens_per_s: float
+    weight_bytes: int
+    prefill_tokens_per_s: Spread
+    decode_tokens_per_s: Spread
     decode_step_s: float
     decode_layer_s: float
     decode_bytes: int
+    decode_bytes_per_token: float
     decode_gb_per_s: float
     read_bandwidth_gb_per_s: float
     bandwidth_share: float
+    peak_memory_bytes: int
     operations_s: dict[str, float]
     implementations: dict[str, str]
 
 
-@dataclass(frozen=True)
-class _Timings:
-    """`weight_bytes` and `operations_s` are a decode step's mean."""
+def run_engine_bench(model: MiniMaxM2, config: EngineBenchConfig) -> EngineBenchResult:
+    """Measure the roof, warm up, then prefill and decode `repeat` times.
 
-    prefill_s: float
-    decode_step_s: float
-    weight_bytes: int
-    operations_s: dict[str, float]
-
-
-def run_engine_bench(config: EngineBenchConfig) -> EngineBenchResult:
-    """Build the dummy model, warm up, measure the roof, then prefill and decode once."""
-    if config.batch < 1 or config.prompt < 1 or config.output < 2:
-        raise UsageError("--batch and --prompt have to be at least 1, --output at least 2")
-    torch.set_num_threads(config.num_threads)
-    meter = OperationMeter(config.device)
-    kernels = select_kernels(config.device)
-    model = dummy_model(
-        config.shape,
-        config.format,
-        attention_format=config.attention_format,
-        device=config.device,
-        dtype=config.dtype,
-        kernels=meter.wrap(kernels),
-    )
-    meter.lm_head = model.weights.lm_head
-    engine = _engine(config, model)
-    _measure(engine, config, meter, prompt=min(config.prompt, 32), output=2)
-    roof = read_bandwidth_gb_per_s(config.device)
-    timings = _measure(engine, config, meter, prompt=config.prompt, output=config.output)
-    return _result(config, timings, roof, kernels.describe())
-
-
-def _result(
-    config: EngineBenchConfig, timings: _Timings, roof: float, implementations: dict[str, str]
-) -> EngineBenchResult:
-    context = config.prompt + config.output // 2
-    kv_bytes = config.batch * context * kv_elements_per_token(config.shape) * config.dtype.itemsize
-    decode_bytes = timings.weight_bytes + kv_bytes
-    gb_per_s = decode_bytes / timings.decode_step_s / 1e9
-    operations_s = timings.operations_s
-    in_layers_s = sum(operations_s.values()) - operations_s.get("lm_head", 0.0)
-    rest_s = timings.decode_step_s - sum(operations_s.values())
+    Raises UsageError for a config that measures nothing or does not fit the model.
+    """
+    config.check(model.shape.max_position_embeddings)
+    device = model.weights.embedding.device
+    roof_gb_per_s = read_bandwidth_gb_per_s(device)
+    metered, meter, implementations = _metered(model)
+    kv_cache = make_cache(model, config)
+    reset_peak_memory(device)
+    # On a GPU a metered operation is waited for, which would slow the step it is part of.
+    timed = metered if device.type == "cpu" else model
+    warm_up = replace(config, prompt=min(config.prompt, _WARM_UP_PROMPT), output=2)
+    run_pass(make_runner(timed, warm_up, kv_cache), warm_up, meter)
+    runner = make_runner(timed, config, kv_cache)
+    passes = [run_pass(runner, config, meter) for _ in range(config.repeat)]
+    typical = sorted(passes, key=lambda one: -one.decode_step_s)[len(passes) // 2]
+    peak_bytes = peak_memory_bytes(device)
+    dissected = typical
+    if timed is not metered:
+        dissected = run_pass(make_runner(metered, config, kv_cache), config, meter)
+    operations_s = _operations(dissected, typical.decode_step_s)
+    in_layers_s = sum(operations_s.values()) - operations_s["rest"] - operations_s["lm_head"]
+    decode_bytes = dissected.costs.weight_bytes + _kv_bytes(model, config)
+    gb_per_s = decode_bytes / typical.decode_step_s / 1e9
     return EngineBenchResult(
-        parameters=count_parameters(config.shape).total,
-        prefill_tokens_per_s=config.batch * config.prompt / timings.prefill_s,
-        decode_tokens_per_s=config.batch / timings.decode_step_s,
-        decode_step_s=timings.decode_step_s,
-        decode_layer_s=in_layers_s / config.shape.num_hidden_layers,
+        parameters=count_parameters(model.shape).total,
+        weight_bytes=model.weights.nbytes,
+        prefill_tokens_per_s=Spread.of(
+            [config.batch * config.prompt / one.prefill_s for one in passes]
+        ),
+        decode_tokens_per_s=Spread.of([config.batch / one.decode_step_s for one in passes]),
+        decode_step_s=typical.decode_step_s,
+        decode_layer_s=in_layers_s / model.shape.num_hidden_layers,
         decode_bytes=decode_bytes,
+        decode_bytes_per_token=decode_bytes / config.batch,
         decode_gb_per_s=gb_per_s,
-        read_bandwidth_gb_per_s=roof,
-        bandwidth_share=gb_per_s / roof,
-        operations_s={**operations_s, "rest": rest_s},
+        read_bandwidth_gb_per_s=roof_gb_per_s,
+        bandwidth_share=gb_per_s / roof_gb_per_s,
+        peak_memory_bytes=peak_bytes,
+        operations_s=operations_s,
         implementations=implementations,
     )
 
 
-def _engine(config: EngineBenchConfig, model: MiniMaxM2) -> Engine:
-    """An engine whose KV cache holds the batch, and that prefills as the server does."""
-    max_model_len = config.prompt + config.output + 1
-    num_blocks = config.batch * -(-max_model_len // BLOCK_SIZE) + config.batch
-    kv_cache = allocate_kv_cache(config.shape, num_blocks, BLOCK_SIZE, config.device, config.dtype)
-    runner = ModelRunner(
-        model, kv_cache, max_model_len=max_model_len, used_vocab_size=config.shape.vocab_size
-    )
-    info = EngineInfo(
-        model="dummy",
-        device=str(config.device),
-        dtype=runner.dtype_name,
-        max_model_len=max_model_len,
-        vocab_size=config.shape.vocab_size,
-        used_vocab_size=config.shape.vocab_size,
-        max_num_seqs=config.batch,
-        max_num_batched_tokens=EngineConfig(model_path="").max_num_batched_tokens,
-        num_kv_blocks=num_blocks,
-        kv_block_size=BLOCK_SIZE,
-        enable_prefix_caching=False,
-        load_time_s=0.0,
-    )
-    return Engine(runner, info)
+def _metered(
+    model: MiniMaxM2,
+) -> tuple[MiniMaxM2, OperationMeter | StepMeter, dict[str, str]]:
+    """The model with its operations measured, the meter, and what computes each operation."""
+    if isinstance(model, NativeMiniMaxM2):
+        return model, StepMeter(model), dict.fromkeys(OPERATIONS, describe_cpu_kernels())
+    meter = OperationMeter(model.weights.embedding.device)
+    meter.lm_head = model.weights.lm_head
+    metered = MiniMaxM2(model.shape, model.weights, meter.wrap(model.kernels))
+    described = model.kernels.describe()
+    return metered, meter, {**described, "lm_head": described["linear"]}
 
 
-def _measure(
-    engine: Engine, config: EngineBenchConfig, meter: OperationMeter, *, prompt: int, output: int
-) -> _Timings:
-    chooser = random.Random(0)
-    sampling = SamplingParams(max_tokens=output, temperature=0.0, ignore_eos=True)
-    for index in range(config.batch):
-        ids = [chooser.randrange(config.shape.vocab_size) for _ in range(prompt)]
-        engine.add(EngineRequest(request_id=str(index), prompt_token_ids=ids, sampling=sampling))
-    waiting = {str(index) for index in range(config.batch)}
-    start = time.perf_counter()
-    while waiting:
-        waiting -= {result.request_id for result in engine.step() if result.token_ids}
-    prefill_s = time.perf_counter() - start
-    meter.reset()
-    steps_s = []
-    while engine.has_work():
-        start = time.perf_counter()
-        engine.step()
-        steps_s.append(time.perf_counter() - start)
-    mean_s = statistics.mean(steps_s)
-    step_s = statistics.median(steps_s)
-    # Shares of the operations are means; scaled to the median step, so that both agree.
-    scale = step_s / mean_s / len(steps_s)
-    return _Timings(
-        prefill_s=prefill_s,
-        decode_step_s=step_s,
-        weight_bytes=meter.weight_bytes // len(steps_s),
-        operations_s={
-            name: seconds * scale
-            for name, seconds in sorted(meter.seconds.items(), key=lambda item: -item[1])
-        },
-    )
+def _operations(dissected: Pass, decode_step_s: float) -> dict[str, float]:
+    """Seconds by operation, the longest first, scaled from the dissected step to this one."""
+    seconds = dissected.costs.seconds
+    scale = decode_step_s / dissected.decode_step_s
+    longest_first = sorted(seconds, key=lambda name: -seconds[name])
+    operations_s = {name: seconds[name] * scale for name in longest_first}
+    operations_s["rest"] = decode_step_s - sum(operations_s.values())
+    return operations_s
+
+
+def _kv_bytes(model: MiniMaxM2, config: EngineBenchConfig) -> int:
+    """Keys and values a decode step reads, halfway through the output."""
+    seen = config.context + config.prompt + config.output // 2
+    itemsize = model.weights.embedding.dtype.itemsize
+    return config.batch * seen * kv_elements_per_token(model.shape) * itemsize

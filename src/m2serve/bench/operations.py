@@ -1,4 +1,5 @@
-"""Time and bytes of every operation of the decoder, by wrapping the kernels' table."""
+"""Time and bytes of every operation of the decoder: the native one counts them itself, around the
+others the table of kernels is wrapped."""
 
 from __future__ import annotations
 
@@ -6,6 +7,7 @@ import dataclasses
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -13,6 +15,38 @@ import torch
 from m2serve.bench.bandwidth import synchronize
 from m2serve.checkpoint.weights import Weight
 from m2serve.kernels.dispatch import Kernels
+from m2serve.model.native import NativeMiniMaxM2
+
+
+@dataclass(frozen=True)
+class Costs:
+    """Since the last reset: seconds by operation, and bytes of weights read."""
+
+    seconds: dict[str, float]
+    weight_bytes: int
+
+
+class StepMeter:
+    """Of a native model."""
+
+    def __init__(self, model: NativeMiniMaxM2) -> None:
+        self._model = model
+        self._every_forward = tensor_bytes(model.weights.lm_head)
+        self._every_hit = 0
+        for layer in model.weights.layers:
+            attention, moe = layer.attention, layer.moe
+            linears = (attention.q_proj, attention.k_proj, attention.v_proj, attention.o_proj)
+            self._every_forward += sum(map(tensor_bytes, linears)) + moe.gate.nbytes
+            both = tensor_bytes(moe.w13) + tensor_bytes(moe.w2)
+            self._every_hit = both // len(moe.correction_bias)
+
+    def reset(self) -> None:
+        self._model.step.take_costs()
+
+    def take(self) -> Costs:
+        found = self._model.step.take_costs()
+        forwards = found.num_forwards * self._every_forward
+        return Costs(found.seconds, forwards + found.experts_hit * self._every_hit)
 
 
 class OperationMeter:
@@ -31,6 +65,11 @@ class OperationMeter:
     def reset(self) -> None:
         self.seconds.clear()
         self.weight_bytes = 0
+
+    def take(self) -> Costs:
+        costs = Costs(dict(self.seconds), self.weight_bytes)
+        self.reset()
+        return costs
 
     def wrap(self, kernels: Kernels) -> Kernels:
         """The same kernels, each timed; on a GPU every call then waits for the device."""

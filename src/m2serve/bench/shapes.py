@@ -41,7 +41,24 @@ MID = ModelShape(
     max_position_embeddings=196_608,
 )
 
-SHAPES = {"m2.5": M2_5, "mid": MID}
+# Starts in a moment anywhere: for a look at the fixed cost of a step.
+MINIATURE = ModelShape(
+    hidden_size=256,
+    num_hidden_layers=5,
+    num_attention_heads=6,
+    num_key_value_heads=2,
+    head_dim=64,
+    rotary_dim=32,
+    rope_theta=5_000_000.0,
+    rms_norm_eps=1e-6,
+    intermediate_size=128,
+    num_local_experts=16,
+    num_experts_per_tok=4,
+    vocab_size=4096,
+    max_position_embeddings=4096,
+)
+
+SHAPES = {"m2.5": M2_5, "mid": MID, "miniature": MINIATURE}
 
 
 def named_shape(name: str, num_layers: int | None = None) -> ModelShape:

@@ -18,6 +18,7 @@ import torch
 from m2serve.checkpoint.formats.scales import check_finite
 from m2serve.checkpoint.layout import LinearPlan, PlainPlan
 from m2serve.checkpoint.reader import Checkpoint
+from m2serve.checkpoint.requantize import WeightFormat, is_requantized, requantize
 from m2serve.checkpoint.weights import Nvfp4Weight, StaticInput, Weight
 from m2serve.errors import CheckpointError
 
@@ -40,11 +41,15 @@ def load_plain(checkpoint: Checkpoint, plan: PlainPlan) -> torch.Tensor:
     return tensor.to(torch.float32, copy=True)
 
 
-def load_linear(
-    checkpoint: Checkpoint, plan: LinearPlan, progress: Progress | None = None
-) -> Weight:
-    """One linear without batch dims; raises CheckpointError naming a poisoned tensor."""
-    return load_stacked(checkpoint, [plan], (), progress)
+def load_linear(checkpoint: Checkpoint, plan: LinearPlan, format: WeightFormat = "") -> Weight:
+    """One linear without batch dims, a dense one in `format` if given.
+
+    Raises CheckpointError naming a poisoned tensor.
+    """
+    if not is_requantized(plan, format):
+        return load_stacked(checkpoint, [plan], ())
+    name = plan.tensors["weight"]
+    return requantize(name, checkpoint.read(name), format)
 
 
 def load_stacked(

@@ -4,18 +4,24 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 from rich.console import Console
 from rich.table import Table
 
+from m2serve.checkpoint.hub import resolve
+from m2serve.errors import UsageError
+
 if TYPE_CHECKING:
-    from m2serve.bench.engine import EngineBenchResult
+    import torch
+
+    from m2serve.bench.engine import EngineBenchResult, Spread
+    from m2serve.model.minimax_m2 import MiniMaxM2
 
 app = typer.Typer(help="Measure.", no_args_is_help=True, rich_markup_mode=None)
 
-Shape = Literal["m2.5", "mid"]
+Shape = Literal["m2.5", "mid", "miniature"]
 Format = Literal["bf16", "fp8", "nvfp4", "mxfp4", "int4-g32", "int4-g128", "int8"]
 Device = Literal["auto", "cpu", "cuda"]
 DType = Literal["auto", "bfloat16", "float32"]
@@ -28,58 +34,130 @@ def bench() -> None:
 
 @app.command()
 def engine(
-    shape: Annotated[Shape, typer.Option(help="Widths of the dummy model.")] = "mid",
-    layers: Annotated[int | None, typer.Option(min=1, help="Default: the shape's own.")] = None,
-    format: Annotated[Format, typer.Option(help="Storage format of the experts.")] = "bf16",
-    attention_format: Annotated[Format, typer.Option(help="Of q, k, v and o.")] = "bf16",
+    model: Annotated[
+        str | None, typer.Argument(help="Checkpoint folder. Default: random weights in --shape.")
+    ] = None,
+    shape: Annotated[
+        Shape | None, typer.Option(help="Widths of the random weights. Default: mid.")
+    ] = None,
+    layers: Annotated[
+        int | None, typer.Option(min=1, help="Of random weights. Default: the shape's own.")
+    ] = None,
+    format: Annotated[
+        Format | None,
+        typer.Option(help="Of random experts. Default: bf16, dense in --dtype."),
+    ] = None,
+    attention_format: Annotated[
+        Format | None,
+        typer.Option(help="Of q, k, v and o. Default: as stored; random ones dense in --dtype."),
+    ] = None,
+    head_format: Annotated[
+        Format | None, typer.Option(help="Of the output head. Default: as for attention.")
+    ] = None,
     batch: Annotated[int, typer.Option(min=1, help="Sequences together.")] = 1,
     prompt: Annotated[int, typer.Option(min=1, help="Tokens of each prompt.")] = 512,
     output: Annotated[int, typer.Option(min=2, help="Tokens each sequence generates.")] = 64,
+    context: Annotated[
+        int, typer.Option(min=0, help="Tokens each sequence has in the KV cache before its prompt.")
+    ] = 0,
+    repeat: Annotated[int, typer.Option(min=1, help="Runs; medians are printed.")] = 3,
     num_threads: Annotated[int, typer.Option(min=0, help="0: one a physical core.")] = 0,
     device: Annotated[Device, typer.Option(help="Where to compute.")] = "auto",
     dtype: Annotated[DType, typer.Option(help="auto: bfloat16 where it is fast.")] = "auto",
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
-    """Speed of the engine by itself, with random weights and without HTTP."""
+    """Speed of the engine by itself: its scheduler, sampler and model, without HTTP."""
     # torch takes a second to import, which the other commands should not pay for.
-    from m2serve.bench.engine import EngineBenchConfig, run_engine_bench
-    from m2serve.bench.shapes import named_shape
+    import torch
+
+    from m2serve.bench.engine import run_engine_bench
+    from m2serve.bench.generation import EngineBenchConfig
     from m2serve.engine.config import EngineConfig
     from m2serve.engine.placement import DTYPES, choose_device, choose_dtype, choose_num_threads
     from m2serve.environment import this_machine
 
+    if model is not None and (shape or layers or format):
+        raise UsageError("--shape, --layers and --format describe random weights, not MODEL's")
     machine = this_machine()
     asked = EngineConfig(model_path="", device=device, dtype=dtype, num_threads=num_threads)
     chosen = choose_device(asked)
-    config = EngineBenchConfig(
-        shape=named_shape(shape, layers),
-        format=format,
-        attention_format=attention_format,
-        batch=batch,
-        prompt=prompt,
-        output=output,
-        num_threads=choose_num_threads(asked, machine),
-        device=chosen,
-        dtype=DTYPES[choose_dtype(asked, chosen, machine)],
-    )
-    result = run_engine_bench(config)
+    chosen_dtype = choose_dtype(asked, chosen, machine)
+    threads = choose_num_threads(asked, machine)
+    torch.set_num_threads(threads)
+    config = EngineBenchConfig(batch, prompt, output, context, repeat)
+    formats = (attention_format or "", head_format or "")
+    with Console(stderr=True).status("Loading weights"):
+        if model is not None:
+            measured = _stored(model, *formats, chosen, DTYPES[chosen_dtype])
+        else:
+            measured = _random(
+                shape or "mid", layers, format or "bf16", *formats, chosen, DTYPES[chosen_dtype]
+            )
+    with Console(stderr=True).status("Measuring"):
+        result = run_engine_bench(measured, config)
     if as_json:
         settings = {
-            "shape": shape,
-            "layers": config.shape.num_hidden_layers,
-            "format": format,
+            "model": model,
+            "shape": None if model else shape or "mid",
+            "layers": measured.shape.num_hidden_layers,
+            "format": None if model else format or "bf16",
             "attention_format": attention_format,
-            "batch": batch,
-            "prompt": prompt,
-            "output": output,
-            "num_threads": config.num_threads,
+            "head_format": head_format,
+            **dataclasses.asdict(config),
+            "num_threads": threads,
             "device": str(chosen),
-            "dtype": str(config.dtype).removeprefix("torch."),
-            "cpu": machine.cpu_name,
+            "dtype": chosen_dtype,
+            "machine": torch.cuda.get_device_name() if chosen.type == "cuda" else machine.cpu_name,
         }
         print(json.dumps({**settings, **dataclasses.asdict(result)}, indent=2))
     else:
         _show(result, Console(highlight=False))
+
+
+def _stored(
+    model: str,
+    attention_format: Any,
+    head_format: Any,
+    device: torch.device,
+    dtype: torch.dtype,
+) -> MiniMaxM2:
+    """A checkpoint; raises M2Error, also for a format that weights cannot be requantised to."""
+    from m2serve.checkpoint.reader import Checkpoint
+    from m2serve.model.loader import load_model
+
+    with Checkpoint.open(resolve(model)) as checkpoint:
+        return load_model(
+            checkpoint,
+            device,
+            dtype,
+            attention_format=attention_format,
+            head_format=head_format,
+        )
+
+
+def _random(
+    shape: str,
+    layers: int | None,
+    format: str,
+    attention_format: str,
+    head_format: str,
+    device: torch.device,
+    dtype: torch.dtype,
+) -> MiniMaxM2:
+    from m2serve.bench.dummy import dummy_weights
+    from m2serve.bench.shapes import named_shape
+    from m2serve.model.native import make_model
+
+    widths = named_shape(shape, layers)
+    weights = dummy_weights(
+        widths,
+        format,
+        attention_format=attention_format,
+        head_format=head_format,
+        device=device,
+        dtype=dtype,
+    )
+    return make_model(widths, weights)
 
 
 def _show(result: EngineBenchResult, console: Console) -> None:
@@ -87,15 +165,29 @@ def _show(result: EngineBenchResult, console: Console) -> None:
     table.add_column(style="bold")
     table.add_column(justify="right")
     table.add_column()
-    table.add_row("parameters", f"{result.parameters:,}", "")
-    table.add_row("prefill", f"{result.prefill_tokens_per_s:,.1f}", "tokens/s")
-    table.add_row("decode", f"{result.decode_tokens_per_s:,.1f}", "tokens/s")
-    table.add_row("decode step", f"{result.decode_step_s * 1e3:,.2f}", "ms")
-    table.add_row("a layer of it", f"{result.decode_layer_s * 1e3:,.3f}", "ms")
-    table.add_row("bytes a step", f"{result.decode_bytes / 1e6:,.1f}", "MB")
-    table.add_row("read rate", f"{result.decode_gb_per_s:,.2f}", "GB/s")
-    share = f"GB/s measured now; share {result.bandwidth_share:.0%}"
-    table.add_row("of", f"{result.read_bandwidth_gb_per_s:,.2f}", share)
+    rows = [
+        ("parameters", f"{result.parameters:,}", f"{result.weight_bytes / 1e9:,.3f} GB"),
+        ("prefill", *_rate(result.prefill_tokens_per_s)),
+        ("decode", *_rate(result.decode_tokens_per_s)),
+        ("decode step", f"{result.decode_step_s * 1e3:,.2f}", "ms"),
+        ("a layer of it", f"{result.decode_layer_s * 1e3:,.3f}", "ms"),
+        ("bytes a step", f"{result.decode_bytes / 1e6:,.1f}", "MB"),
+        ("bytes a token", f"{result.decode_bytes_per_token / 1e6:,.1f}", "MB"),
+        ("read rate", f"{result.decode_gb_per_s:,.2f}", "GB/s"),
+        (
+            "of",
+            f"{result.read_bandwidth_gb_per_s:,.2f}",
+            f"GB/s measured just before; share {result.bandwidth_share:.0%}",
+        ),
+        ("peak memory", f"{result.peak_memory_bytes / 1e9:,.3f}", "GB"),
+    ]
+    for row in rows:
+        table.add_row(*row)
     for name, seconds in result.operations_s.items():
-        table.add_row(f"  {name}", f"{seconds * 1e3:,.3f}", result.implementations.get(name, ""))
+        by = result.implementations.get(name, "")
+        table.add_row(f"  {name}", f"{seconds * 1e3:,.3f}", f"ms  {by}")
     console.print(table)
+
+
+def _rate(spread: Spread) -> tuple[str, str]:
+    return f"{spread.median:,.1f}", f"tokens/s ({spread.minimum:,.1f} to {spread.maximum:,.1f})"

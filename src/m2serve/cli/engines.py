@@ -28,7 +28,14 @@ from m2serve.spec.shape import ModelShape
 
 EngineKind = Literal["auto", "own", "vllm", "sglang", "vllm-ascend"]
 
-_OWN_ONLY = ("device", "num_threads", "scripted")
+_OWN_ONLY = (
+    "device",
+    "num_threads",
+    "scripted",
+    "attention_format",
+    "head_format",
+    "kv_cache_dtype",
+)
 _OWN_OR_STARTED = (
     "dtype",
     "max_model_len",

@@ -24,8 +24,11 @@ from m2serve.spec.shape import ModelShape, load_config, load_json_object
 
 Device = Literal["auto", "cpu", "cuda"]
 DType = Literal["auto", "bfloat16", "float32"]
+WeightFormat = Literal["bf16", "fp8", "int8"]
+KVCacheDType = Literal["auto", "float32", "bfloat16", "int8", "fp8"]
 ReasoningParser = Literal["minimax_m2", "minimax_m2_append_think"]
 Hub = Literal["auto", "huggingface", "modelscope"]
+GIB = 1024**3
 
 
 def serve(
@@ -64,6 +67,9 @@ def serve(
     kv_cache_memory_bytes: Annotated[
         int, typer.Option(min=0, help="Memory of the KV cache; 0: chosen from what is free.")
     ] = 0,
+    kv_cache_dtype: Annotated[
+        KVCacheDType, typer.Option(help="Of the KV cache; auto: --dtype. int8, fp8: on a CPU.")
+    ] = "auto",
     reasoning_parser: Annotated[
         ReasoningParser,
         typer.Option(help="Split reasoning from content, or keep <think> inside content."),
@@ -75,6 +81,13 @@ def serve(
         Path | None, typer.Option(help="JSON lines of forced answers, for tests.")
     ] = None,
     num_threads: Annotated[int, typer.Option(min=0, help="0: one a physical core.")] = 0,
+    attention_format: Annotated[
+        WeightFormat | None,
+        typer.Option(help="Requantise BF16 q, k, v and o while loading. Default: as stored."),
+    ] = None,
+    head_format: Annotated[
+        WeightFormat | None, typer.Option(help="The same for the output head.")
+    ] = None,
     max_num_queued_reqs: Annotated[
         int, typer.Option(min=0, help="Waiting requests before 503; 0: no limit.")
     ] = 1024,
@@ -133,8 +146,11 @@ def serve(
             max_num_batched_tokens=max_num_batched_tokens,
             enable_prefix_caching=enable_prefix_caching,
             kv_cache_memory_bytes=kv_cache_memory_bytes,
+            kv_cache_dtype=kv_cache_dtype,
             used_vocab_size=tokenizer.used_vocab_size,
             num_threads=num_threads,
+            attention_format=attention_format or "",
+            head_format=head_format or "",
         ),
         shape,
         tokenizer,
@@ -172,9 +188,12 @@ def _announce(config: ServerConfig, info: EngineInfo) -> None:
     address = f"http://{config.host}:{config.port}"
     num_tokens = info.num_kv_blocks * info.kv_block_size
     cache = f", KV cache {num_tokens:,} tokens" if num_tokens else ""
+    saved = info.weight_bytes_saved
+    less = f" ({saved / GIB:.2f} less by requantising)" if saved else ""
+    weights = f", weights {info.weight_bytes / GIB:.2f} GiB{less}" if info.weight_bytes else ""
     lines = [
         f"{config.model_name} is ready at {address} after {info.load_time_s:.1f} s: {info.device}, "
-        f"{info.dtype}, context {info.max_model_len:,}{cache}",
+        f"{info.dtype}, context {info.max_model_len:,}{cache}{weights}",
         f"Default sampling: temperature {sampling.temperature}, top_p {sampling.top_p}, "
         f"top_k {sampling.top_k} (a request may say otherwise)",
     ]

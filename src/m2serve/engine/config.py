@@ -8,6 +8,8 @@ import msgspec
 
 Device = Literal["auto", "cpu", "cuda"]
 DType = Literal["auto", "bfloat16", "float32"]
+KVCacheDType = Literal["auto", "float32", "bfloat16", "int8", "fp8"]
+WeightFormat = Literal["", "bf16", "fp8", "int8"]
 
 
 class EngineConfig(msgspec.Struct, frozen=True, kw_only=True):
@@ -15,6 +17,9 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True):
 
     `used_vocab_size`: ids at or above it are never sampled (0: the whole vocabulary).
     `kv_cache_memory_bytes` 0 means: chosen from the memory that is free after loading.
+    `attention_format` and `head_format` "" mean: as stored; else dense weights are requantised
+    while loading.
+    `kv_cache_dtype` "auto" is the compute dtype.
     `max_model_len` 0 means: the checkpoint's own context length, or what the KV cache can hold.
     """
 
@@ -27,5 +32,8 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True):
     block_size: int = 16
     enable_prefix_caching: bool = True
     kv_cache_memory_bytes: int = 0
+    kv_cache_dtype: KVCacheDType = "auto"
     used_vocab_size: int = 0
     num_threads: int = 0
+    attention_format: WeightFormat = ""
+    head_format: WeightFormat = ""

@@ -102,6 +102,8 @@ class Engine:
             kv_block_size=runner.kv_cache.block_size,
             enable_prefix_caching=config.enable_prefix_caching,
             load_time_s=0.0,
+            weight_bytes=runner.model.weights.nbytes,
+            weight_bytes_saved=runner.model.weights.bytes_saved,
         )
         engine = cls(runner, info)
         engine._generate_first_tokens()

@@ -16,8 +16,11 @@ from m2serve.engine.cache_size import check_config, kv_cache_size
 from m2serve.engine.config import EngineConfig
 from m2serve.engine.placement import (
     DTYPES,
+    KV_CACHE_DTYPES,
+    check_kv_cache_dtype,
     choose_device,
     choose_dtype,
+    choose_kv_cache_dtype,
     choose_num_threads,
     free_memory_bytes,
 )
@@ -31,6 +34,7 @@ from m2serve.environment import this_machine
 from m2serve.model.batch import KVCache
 from m2serve.model.loader import load_model
 from m2serve.model.minimax_m2 import MiniMaxM2, allocate_kv_cache
+from m2serve.model.native import NativeMiniMaxM2
 
 logger = logging.getLogger(__name__)
 
@@ -68,15 +72,24 @@ class ModelRunner:
         torch.set_num_threads(choose_num_threads(config, machine))
         device = choose_device(config)
         dtype = choose_dtype(config, device, machine)
+        kv_cache_dtype = choose_kv_cache_dtype(config, device, dtype)
         with Checkpoint.open(config.model_path) as checkpoint:
             check_config(config, checkpoint.shape)
-            model = load_model(checkpoint, device, DTYPES[dtype], progress)
+            model = load_model(
+                checkpoint,
+                device,
+                DTYPES[dtype],
+                progress,
+                attention_format=config.attention_format,
+                head_format=config.head_format,
+            )
             eos_token_ids = _eos_token_ids(checkpoint)
+        check_kv_cache_dtype(kv_cache_dtype, isinstance(model, NativeMiniMaxM2))
         used_vocab_size = config.used_vocab_size or model.shape.vocab_size
 
         def with_blocks(num_blocks: int, max_model_len: int) -> ModelRunner:
             kv_cache = allocate_kv_cache(
-                model.shape, num_blocks, config.block_size, device, DTYPES[dtype]
+                model.shape, num_blocks, config.block_size, device, KV_CACHE_DTYPES[kv_cache_dtype]
             )
             return cls(
                 model,
@@ -96,7 +109,7 @@ class ModelRunner:
         size = kv_cache_size(
             config,
             model.shape,
-            dtype=dtype,
+            dtype=kv_cache_dtype,
             free_bytes=max(free_memory_bytes(device) - activation_bytes, 0),
             share=KV_CACHE_SHARE[device.type],
         )
@@ -109,7 +122,7 @@ class ModelRunner:
 
     @property
     def dtype_name(self) -> str:
-        return str(self.kv_cache.keys.dtype).removeprefix("torch.")
+        return str(self.model.weights.embedding.dtype).removeprefix("torch.")
 
     @torch.inference_mode()
     def run(

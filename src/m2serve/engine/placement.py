@@ -8,9 +8,11 @@ import torch
 
 from m2serve.engine.config import EngineConfig
 from m2serve.environment import Machine, this_machine
-from m2serve.errors import ResourceError
+from m2serve.errors import ResourceError, UsageError
+from m2serve.kernels.cpu_library import load_cpu_library
 
 DTYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32}
+KV_CACHE_DTYPES = {**DTYPES, "int8": torch.int8, "fp8": torch.float8_e4m3fn}
 # Without these a CPU computes bfloat16 several times slower than float32.
 _BFLOAT16_CPU_FLAGS = frozenset({"avx512_bf16", "amx_bf16", "bf16"})
 
@@ -31,6 +33,24 @@ def choose_dtype(config: EngineConfig, device: torch.device, machine: Machine) -
         return config.dtype
     fast = device.type == "cuda" or bool(machine.cpu_flags & _BFLOAT16_CPU_FLAGS)
     return "bfloat16" if fast else "float32"
+
+
+def choose_kv_cache_dtype(config: EngineConfig, device: torch.device, dtype: str) -> str:
+    """A key of KV_CACHE_DTYPES, `dtype` unless the config says; raises UsageError."""
+    if config.kv_cache_dtype == "auto":
+        return dtype
+    has_kernels = device.type == "cpu" and load_cpu_library() is not None
+    check_kv_cache_dtype(config.kv_cache_dtype, has_kernels)
+    return config.kv_cache_dtype
+
+
+def check_kv_cache_dtype(name: str, has_kernels: bool) -> None:
+    """PyTorch's attention reads floating caches only; raises UsageError."""
+    if name not in DTYPES and not has_kernels:
+        raise UsageError(
+            f"--kv-cache-dtype is {name}, which only the compiled CPU kernels read, and PyTorch "
+            f"computes here; allowed: auto, {', '.join(DTYPES)}"
+        )
 
 
 def choose_num_threads(config: EngineConfig, machine: Machine) -> int:

@@ -83,7 +83,11 @@ class EngineOutput(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True
 
 
 class EngineInfo(msgspec.Struct, frozen=True, kw_only=True):
-    """What a ready engine is; sent once, when it has generated its first token."""
+    """What a ready engine is; sent once, when it has generated its first token.
+
+    `weight_bytes` are in memory, 0 if unknown; requantising while loading saved
+    `weight_bytes_saved`.
+    """
 
     model: str
     device: str
@@ -97,6 +101,8 @@ class EngineInfo(msgspec.Struct, frozen=True, kw_only=True):
     kv_block_size: int
     enable_prefix_caching: bool
     load_time_s: float
+    weight_bytes: int = 0
+    weight_bytes_saved: int = 0
 
 
 class EngineStats(msgspec.Struct, frozen=True, kw_only=True):

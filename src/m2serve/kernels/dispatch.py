@@ -12,6 +12,8 @@ from dataclasses import dataclass
 import torch
 
 from m2serve.kernels import reference
+from m2serve.kernels.cpu_library import load_cpu_library
+from m2serve.kernels.cpu_linear import CpuActivation, CpuMatmul
 
 
 @dataclass(frozen=True)
@@ -34,9 +36,23 @@ class Kernels:
         }
 
 
-def select_kernels(device: torch.device) -> Kernels:
+def select_kernels(device: torch.device, cpu_activation: CpuActivation = "float") -> Kernels:
     """The fastest implementation of every operation that exists for `device`."""
-    del device  # every device runs the reference until it has kernels of its own
-    return Kernels(
+    chosen = Kernels(
         **{field.name: getattr(reference, field.name) for field in dataclasses.fields(Kernels)}
     )
+    library = load_cpu_library() if device.type == "cpu" else None
+    if library is None:
+        return chosen
+    native = CpuMatmul(library, cpu_activation)
+    return dataclasses.replace(chosen, linear=native.linear, experts=native.experts)
+
+
+def linear_dtype(device: torch.device, stored: torch.dtype, computed: torch.dtype) -> torch.dtype:
+    """How a dense matrix is held that was stored and is computed with in these dtypes.
+
+    The native kernels multiply BF16 weights with float32 activations exactly, so BF16 stays as it
+    is: half the bytes of a step. Elsewhere the matrix takes the dtype of the computation.
+    """
+    is_native = device.type == "cpu" and load_cpu_library() is not None
+    return stored if is_native and stored == torch.bfloat16 else computed

@@ -111,11 +111,13 @@ def _of_similar_length(sequences: list[int], lens: list[int]) -> Iterator[list[i
         rest = rest[count:]
 
 
-def _gather(cache: torch.Tensor, block_table: torch.Tensor, num_tokens: int) -> torch.Tensor:
+def _gather(
+    cache: torch.Tensor, block_table: torch.Tensor, num_tokens: int, dtype: torch.dtype
+) -> torch.Tensor:
     """[..., B] block ids -> [..., num_tokens, G, D], a copy."""
     ids = block_table[..., : -(-num_tokens // cache.shape[1])]
     blocks = cache.index_select(0, ids.flatten()).view(*ids.shape, *cache.shape[1:])
-    return blocks.flatten(-4, -3)[..., :num_tokens, :, :]
+    return blocks.flatten(-4, -3)[..., :num_tokens, :, :].to(dtype)
 
 
 def _decode(
@@ -127,8 +129,8 @@ def _decode(
 ) -> torch.Tensor:
     """One query a sequence; the query heads of one key/value head are the rows of one matrix."""
     longest = max(lens)
-    k_SCGD = _gather(keys, block_table, longest)
-    v_SCGD = _gather(values, block_table, longest)
+    k_SCGD = _gather(keys, block_table, longest, q_SQD.dtype)
+    v_SCGD = _gather(values, block_table, longest, q_SQD.dtype)
     mask = None
     if min(lens) < longest:
         context = torch.tensor(lens, device=q_SQD.device)
@@ -154,8 +156,8 @@ def _prefill(
     block_table: torch.Tensor,
 ) -> torch.Tensor:
     """The newest T tokens of one sequence, in slices that bound the score matrix."""
-    k_GCD = _gather(keys, block_table, context).transpose(0, 1)
-    v_GCD = _gather(values, block_table, context).transpose(0, 1)
+    k_GCD = _gather(keys, block_table, context, q_TQD.dtype).transpose(0, 1)
+    v_GCD = _gather(values, block_table, context, q_TQD.dtype).transpose(0, 1)
     first = context - q_TQD.shape[0]
     step = max(1, _SCORES_AT_ONCE // (context * q_TQD.shape[1]))
     slices = []

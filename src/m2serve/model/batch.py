@@ -30,10 +30,15 @@ class ForwardBatch:
 
 @dataclass(frozen=True)
 class KVCache:
-    """Paged keys and values of all layers: [L, num_blocks, block_size, Hkv, D] each."""
+    """Paged keys and values of all layers: [L, num_blocks, block_size, Hkv, D] each.
+
+    int8 ones have a float32 scale for every token and head, [L, num_blocks, block_size, Hkv].
+    """
 
     keys: torch.Tensor
     values: torch.Tensor
+    key_scales: torch.Tensor | None = None
+    value_scales: torch.Tensor | None = None
 
     @property
     def block_size(self) -> int:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, is_dataclass
 
 import torch
 
@@ -43,3 +43,20 @@ class ModelWeights:
     layers: tuple[LayerWeights, ...]
     norm: torch.Tensor  # [H]
     lm_head: Weight  # [V, H]
+    # Against dense attention and head in the compute dtype, by what was requantised while loading.
+    bytes_saved: int = 0
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all tensors as they lie in memory."""
+        return _nbytes(self)
+
+
+def _nbytes(part: object) -> int:
+    if isinstance(part, torch.Tensor):
+        return part.nbytes
+    if isinstance(part, tuple):
+        return sum(map(_nbytes, part))
+    if is_dataclass(part):
+        return sum(_nbytes(getattr(part, field.name)) for field in fields(part))
+    return 0

@@ -6,7 +6,7 @@ take the compute dtype; the router stays float32.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 
@@ -24,11 +24,13 @@ from m2serve.checkpoint.names import (
     norm_name,
 )
 from m2serve.checkpoint.reader import Checkpoint
-from m2serve.checkpoint.weights import Weight
+from m2serve.checkpoint.requantize import WeightFormat, bytes_saved, check_requantizable
+from m2serve.checkpoint.weights import DenseWeight, Weight
 from m2serve.kernels.dequantize import move
-from m2serve.kernels.dispatch import select_kernels
+from m2serve.kernels.dispatch import linear_dtype
 from m2serve.model.layers import AttentionWeights, LayerWeights, ModelWeights, MoeWeights
 from m2serve.model.minimax_m2 import MiniMaxM2
+from m2serve.model.native import make_model
 
 
 def load_model(
@@ -36,18 +38,39 @@ def load_model(
     device: torch.device,
     dtype: torch.dtype,
     progress: Callable[[float], None] = lambda fraction: None,
+    *,
+    attention_format: WeightFormat = "",
+    head_format: WeightFormat = "",
 ) -> MiniMaxM2:
-    """Read all weights; `progress` gets the fraction of bytes read. Raises CheckpointError."""
+    """Read all weights; `progress` gets the fraction of bytes read.
+
+    Attention and head are requantised to these formats while they are read; "bf16" is BF16 in
+    memory whatever `dtype` is. Raises CheckpointError, and UsageError before anything is read when
+    a stored format cannot become the one asked for.
+    """
     layout = plan_layout(checkpoint)
-    reader = _Reader(checkpoint, layout, device, dtype, progress)
-    layers = tuple(_layer(reader, index) for index in range(checkpoint.shape.num_hidden_layers))
+    num_layers = checkpoint.shape.num_hidden_layers
+    formats: dict[str, WeightFormat] = {LM_HEAD: head_format}
+    for index in range(num_layers):
+        for projection in ATTENTION_PROJECTIONS:
+            formats[attention_name(index, projection)] = attention_format
+    attention = [layout.linears[name] for name in formats if name != LM_HEAD]
+    check_requantizable("--attention-format", attention_format, attention)
+    check_requantizable("--head-format", head_format, [layout.linears[LM_HEAD]])
+    reader = _Reader(checkpoint, layout, formats, device, dtype, progress)
+    layers = tuple(_layer(reader, index) for index in range(num_layers))
+    held = linear_dtype(device, torch.bfloat16, dtype)
     weights = ModelWeights(
         embedding=reader.plain(EMBEDDING),
         layers=layers,
         norm=reader.plain(FINAL_NORM),
         lm_head=reader.linear(LM_HEAD),
+        bytes_saved=sum(
+            bytes_saved(layout.linears[name], format, held.itemsize)
+            for name, format in formats.items()
+        ),
     )
-    return MiniMaxM2(checkpoint.shape, weights, select_kernels(device))
+    return make_model(checkpoint.shape, weights)
 
 
 class _Reader:
@@ -57,12 +80,14 @@ class _Reader:
         self,
         checkpoint: Checkpoint,
         layout: CheckpointLayout,
+        formats: Mapping[str, WeightFormat],
         device: torch.device,
         dtype: torch.dtype,
         progress: Callable[[float], None],
     ) -> None:
         self._checkpoint = checkpoint
         self._layout = layout
+        self._formats = formats
         self._device = device
         self._dtype = dtype
         self._progress = progress
@@ -80,10 +105,10 @@ class _Reader:
         return tensor.to(self._device, dtype)
 
     def linear(self, name: str) -> Weight:
-        plan = self._layout.linears[name]
-        weight = load_linear(self._checkpoint, plan)
+        plan, format = self._layout.linears[name], self._formats[name]
+        weight = load_linear(self._checkpoint, plan, format)
         self._count(plan.nbytes)
-        return move(weight, self._device, self._dtype)
+        return self._moved(weight, torch.bfloat16 if format == "bf16" else self._dtype)
 
     def stacked(self, names: Sequence[str], batch_shape: tuple[int, ...]) -> Weight:
         plans = [self._layout.linears[name] for name in names]
@@ -95,7 +120,12 @@ class _Reader:
 
         weight = load_stacked(self._checkpoint, plans, batch_shape, report)
         self._done_bytes = before + sum(plan.nbytes for plan in plans)
-        return move(weight, self._device, self._dtype)
+        return self._moved(weight, self._dtype)
+
+    def _moved(self, weight: Weight, dtype: torch.dtype) -> Weight:
+        if isinstance(weight, DenseWeight):
+            dtype = linear_dtype(self._device, weight.weight.dtype, dtype)
+        return move(weight, self._device, dtype)
 
     def _count(self, nbytes: int) -> None:
         self._done_bytes += nbytes

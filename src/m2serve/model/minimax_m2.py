@@ -98,7 +98,10 @@ def allocate_kv_cache(
     device: torch.device,
     dtype: torch.dtype,
 ) -> KVCache:
-    """A cache of `num_blocks` blocks, uninitialised: memory is taken as blocks are written."""
+    """A cache of `num_blocks` blocks, uninitialised: memory is taken as blocks are written.
+
+    `dtype` is a floating one, of the native model also float8_e4m3fn or int8.
+    """
     size = (
         shape.num_hidden_layers,
         num_blocks,
@@ -106,6 +109,8 @@ def allocate_kv_cache(
         shape.num_key_value_heads,
         shape.head_dim,
     )
-    return KVCache(
-        torch.empty(size, device=device, dtype=dtype), torch.empty(size, device=device, dtype=dtype)
-    )
+    keys, values = (torch.empty(size, device=device, dtype=dtype) for _ in range(2))
+    if dtype != torch.int8:
+        return KVCache(keys, values)
+    key_scales, value_scales = (torch.empty(size[:-1], device=device) for _ in range(2))
+    return KVCache(keys, values, key_scales, value_scales)

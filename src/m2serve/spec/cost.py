@@ -84,6 +84,11 @@ def kv_bytes_per_token(shape: ModelShape, dtype: str) -> int:
     return kv_elements_per_token(shape) * dtype_bytes(dtype)
 
 
+def kv_scale_bytes_per_token(shape: ModelShape) -> int:
+    """Bytes of a float32 scale for each head of k and of v, in every layer."""
+    return 4 * kv_elements_per_token(shape) // shape.head_dim
+
+
 def dtype_bytes(dtype: str) -> int:
     """Bytes of one number; `dtype` is a key of DTYPE_BYTES, else UsageError."""
     if dtype not in DTYPE_BYTES:
@@ -193,6 +198,31 @@ def weight_bytes(
         lm_head=linear_bytes(shape.vocab_size, hidden, head),
         norms=2 * (count.norms + layers * (shape.q_size + shape.kv_size)),
     )
+
+
+def active_bytes_per_token(
+    shape: ModelShape,
+    experts: str,
+    attention: str,
+    head: str,
+    *,
+    router_dtype: str = "bfloat16",
+) -> int:
+    """Weight bytes that decoding one token of one sequence reads: all but the embedding, of whose
+    rows it is one, and of the experts those it is routed to. Formats as in `weight_bytes`.
+    """
+    parts = weight_bytes(
+        shape,
+        attention=attention,
+        experts=experts,
+        embedding="bf16",
+        head=head,
+        router_dtype=router_dtype,
+    )
+    active_experts = parts.experts * shape.num_experts_per_tok // shape.num_local_experts
+    embedding_row = parts.embedding // shape.vocab_size
+    dense = parts.attention + parts.router + parts.norms + parts.lm_head
+    return dense + active_experts + embedding_row
 
 
 def checkpoint_bytes(shape: ModelShape, *, attention: str, experts: str) -> int:

@@ -34,6 +34,17 @@ def test_free_memory_gives_its_share() -> None:
     assert (found.num_blocks, found.max_model_len) == (blocks, CONTEXT)
 
 
+@pytest.mark.parametrize(
+    ("dtype", "head_bytes"), [("bfloat16", 128), ("fp8", 64), ("int8", 64 + 4)]
+)
+def test_a_smaller_dtype_holds_more_tokens(dtype: str, head_bytes: int) -> None:
+    """An int8 head, of 64 numbers here, has a float32 scale."""
+    token_bytes = 2 * SHAPE.num_hidden_layers * SHAPE.num_key_value_heads * head_bytes
+    config = EngineConfig(model_path="x", kv_cache_memory_bytes=10**9)
+    found = kv_cache_size(config, SHAPE, dtype=dtype, free_bytes=10**12, share=0.5)
+    assert found.num_blocks == 10**9 // (16 * token_bytes)
+
+
 def test_given_bytes_are_taken_as_they_are() -> None:
     found = size(kv_cache_memory_bytes=1000 * BLOCK_BYTES + 7, max_num_seqs=1, max_model_len=16)
     assert found.num_blocks == 1000

@@ -7,10 +7,11 @@ import torch
 from tiny import build_tiny
 
 from m2serve.engine import model_runner, placement
-from m2serve.engine.config import EngineConfig
+from m2serve.engine.config import EngineConfig, KVCacheDType
 from m2serve.engine.model_runner import ModelRunner, run_largest_step
 from m2serve.environment import Machine
-from m2serve.errors import ResourceError
+from m2serve.errors import ResourceError, UsageError
+from m2serve.kernels.cpu_library import load_cpu_library
 
 
 def machine(*flags: str) -> Machine:
@@ -35,6 +36,41 @@ def test_the_largest_step_asks_for_everything(
     assert [row[0].token_id for row in sliced.prompt_logprobs] == [0] * 39
     for row, whole in zip(sliced.prompt_logprobs, result.prompt_logprobs, strict=True):
         assert row[0].logprob == pytest.approx(whole[0].logprob, abs=1e-2)
+
+
+@pytest.mark.parametrize("name", ["auto", "float32", "bfloat16", "int8", "fp8"])
+def test_the_cache_has_the_dtype_asked_for(tmp_path: Path, name: KVCacheDType) -> None:
+    build_tiny(tmp_path, hidden_size=48, num_hidden_layers=1)
+    config = EngineConfig(
+        model_path=str(tmp_path),
+        kv_cache_memory_bytes=10**6,
+        dtype="float32",
+        max_model_len=64,
+        kv_cache_dtype=name,
+    )
+    if name in ("int8", "fp8") and load_cpu_library() is None:
+        with pytest.raises(UsageError, match="PyTorch computes here"):
+            ModelRunner.load(config, lambda fraction: None)
+        return
+    runner = ModelRunner.load(config, lambda fraction: None)
+    assert runner.dtype_name == "float32"
+    expected = "float32" if name == "auto" else name
+    assert runner.kv_cache.keys.dtype == placement.KV_CACHE_DTYPES[expected]
+    assert run_largest_step(runner, 40).error is None
+
+
+def test_pytorch_refuses_a_cache_it_cannot_read() -> None:
+    cuda = torch.device("cuda", 0)
+    config = EngineConfig(model_path="x", kv_cache_dtype="fp8")
+    with pytest.raises(UsageError) as caught:
+        placement.choose_kv_cache_dtype(config, cuda, "bfloat16")
+    assert str(caught.value) == (
+        "--kv-cache-dtype is fp8, which only the compiled CPU kernels read, and PyTorch computes "
+        "here; allowed: auto, bfloat16, float32"
+    )
+    config = EngineConfig(model_path="x", kv_cache_dtype="bfloat16")
+    assert placement.choose_kv_cache_dtype(config, cuda, "float32") == "bfloat16"
+    assert placement.choose_kv_cache_dtype(EngineConfig(model_path="x"), cuda, "b") == "b"
 
 
 def test_the_device_is_what_there_is(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -6,6 +6,7 @@ import pytest
 
 from m2serve.errors import UsageError
 from m2serve.spec.cost import (
+    active_bytes_per_token,
     attention_parameters,
     checkpoint_bytes,
     count_parameters,
@@ -108,6 +109,23 @@ def test_components_of_the_official_release() -> None:
     assert parts.experts == 62 * 256 * 3 * (1536 * 3072 + 4 * 12 * 24)
     smaller = weight_bytes(M2, attention="fp8", experts="fp8", head="fp8", router_dtype="bfloat16")
     assert parts.total - smaller.total == 62 * 2 * 786_688 + 614_596_608 - 4 * 1563 * 24
+
+
+@pytest.mark.parametrize(
+    ("attention", "head", "gigabytes"),
+    [("bf16", "bf16", 10.74), ("fp8", "bf16", 8.01), ("fp8", "fp8", 7.39), ("int8", "int8", 7.40)],
+)
+def test_decoding_with_nvfp4_experts_reads(attention: str, head: str, gigabytes: float) -> None:
+    size = active_bytes_per_token(M2, "nvfp4", attention, head)
+    assert round(size / 1e9, 2) == gigabytes
+
+
+def test_active_bytes_are_those_of_the_active_parameters() -> None:
+    count = count_parameters(M2)
+    everything_in_two_bytes = active_bytes_per_token(M2, "bf16", "bf16", "bf16")
+    assert everything_in_two_bytes == 2 * (count.active_with_lm_head + M2.hidden_size)
+    with_float32_router = active_bytes_per_token(M2, "bf16", "bf16", "bf16", router_dtype="float32")
+    assert with_float32_router - everything_in_two_bytes == 2 * count.router
 
 
 def test_kv_cache() -> None:

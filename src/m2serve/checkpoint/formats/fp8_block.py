@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import ClassVar, Self
 
 import torch
+import torch.nn.functional as F
 
 from m2serve.checkpoint.formats.scales import check_finite
 from m2serve.checkpoint.formats.storage import StorageFormat, TensorInfo, TensorRule, ceil_div
@@ -61,15 +62,28 @@ class Fp8Block(StorageFormat):
 def quantize(
     weight: torch.Tensor, block_size: tuple[int, int] = (128, 128)
 ) -> dict[str, torch.Tensor]:
-    """float32 [N, K] -> file tensors; each block's largest magnitude becomes 448."""
-    rows, columns = weight.shape
-    block_n, block_k = block_size
-    row_block = torch.arange(rows) // block_n
-    column_block = torch.arange(columns) // block_k
-    index = row_block[:, None] * ceil_div(columns, block_k) + column_block
-    blocks = ceil_div(rows, block_n), ceil_div(columns, block_k)
-    amax = torch.zeros(blocks[0] * blocks[1])
-    amax.scatter_reduce_(0, index.flatten(), weight.abs().flatten(), "amax")
-    scale = torch.where(amax > 0, amax / E4M3_MAX, 1.0)
-    scaled = (weight / scale[index]).clamp(-E4M3_MAX, E4M3_MAX)
-    return {"weight": scaled.to(torch.float8_e4m3fn), "weight_scale_inv": scale.view(blocks)}
+    """float32 [N, K], finite -> file tensors; each block's largest magnitude becomes 448.
+
+    A value w of a block with scale s becomes one within max(|w| / 16, s / 1024) of it.
+    """
+    blocks = as_blocks(weight, block_size)
+    amax = blocks.abs().amax(3).amax(1)
+    # Dividing by a subnormal scale would overflow; 2^-126 keeps such a block near zero instead.
+    scale = (amax / E4M3_MAX).clamp_(min=torch.finfo(torch.float32).tiny)
+    scale[amax == 0] = 1.0
+    scaled = (blocks / scale[:, None, :, None]).clamp_(-E4M3_MAX, E4M3_MAX)
+    codes = from_blocks(scaled.to(torch.float8_e4m3fn), weight.shape)
+    return {"weight": codes, "weight_scale_inv": scale}
+
+
+def as_blocks(matrix: torch.Tensor, block_size: tuple[int, int]) -> torch.Tensor:
+    """[N, K] as [ceil(N / n), n, ceil(K / k), k], filled up with zeros; a copy only if ragged."""
+    (rows, columns), (block_n, block_k) = matrix.shape, block_size
+    padded = F.pad(matrix, (0, -columns % block_k, 0, -rows % block_n))
+    return padded.unflatten(1, (-1, block_k)).unflatten(0, (-1, block_n))
+
+
+def from_blocks(blocks: torch.Tensor, size: tuple[int, ...]) -> torch.Tensor:
+    """The matrix of this size that `as_blocks` took apart."""
+    rows, columns = size
+    return blocks.flatten(2).flatten(0, 1)[:rows, :columns].contiguous()

@@ -103,9 +103,14 @@ class Int8Ascend(StorageFormat):
 
 
 def quantize(weight: torch.Tensor) -> dict[str, torch.Tensor]:
-    """float32 [N, K] -> compressed-tensors' file tensors; a row's largest magnitude becomes 127."""
+    """float32 [N, K], finite -> compressed-tensors' file tensors; a row's largest magnitude is 127.
+
+    A value becomes one within half its row's scale of it.
+    """
     amax = weight.abs().amax(1, keepdim=True)
-    scale = torch.where(amax > 0, amax / INT8_MAX, 1.0)
+    # Dividing by a subnormal scale would overflow; 2^-126 keeps such a row near zero instead.
+    scale = (amax / INT8_MAX).clamp_(min=torch.finfo(torch.float32).tiny)
+    scale[amax == 0] = 1.0
     codes = (weight / scale).round().clamp(-INT8_MAX, INT8_MAX).to(torch.int8)
     return {"weight": codes, "weight_scale": scale}
 

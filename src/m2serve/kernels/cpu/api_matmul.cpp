@@ -1,0 +1,33 @@
+// The C interface of the matrix products, for ctypes. Pointers are not checked: cpu_linear.py makes
+// them from tensors it has checked.
+#include "linear.h"
+#include "pool.h"
+
+#pragma GCC visibility push(default)
+extern "C" {
+
+// The instruction set in use; null where the machine has none of those there are kernels for, and
+// then nothing else may be called.
+const char* m2_isa() { return m2::best_kernels() ? m2::best_kernels()->name : nullptr; }
+
+void m2_set_num_threads(int num_threads) { m2::set_num_threads(num_threads); }
+
+void m2_linear(const m2_weight* weight, const float* x, int64_t num_rows, float* y,
+               int32_t activation) {
+    m2::linear(*weight, x, num_rows, y, static_cast<m2_activation>(activation));
+}
+
+// 0, or 1 when an id is out of range; then nothing is computed.
+int m2_experts(const m2_weight* w13, const m2_weight* w2, const float* x, const float* weights,
+               const int64_t* ids, int64_t num_tokens, int64_t top_k, float* y,
+               int32_t activation) {
+    for (int64_t i = 0; i < num_tokens * top_k; ++i) {
+        if (ids[i] < 0 || ids[i] >= w2->matrices) return 1;
+    }
+    m2::experts(*w13, *w2, x, weights, ids, num_tokens, top_k, y,
+                static_cast<m2_activation>(activation));
+    return 0;
+}
+
+}  // extern "C"
+#pragma GCC visibility pop

@@ -1,0 +1,96 @@
+// The C interface of the operations on tokens and of the whole step. An int is 0, or 1 when there
+// was no memory for the buffers. Pointers are not checked: Python makes them from checked tensors.
+#include <algorithm>
+#include <new>
+
+#include "pool.h"
+#include "router.h"
+#include "step.h"
+
+namespace {
+
+template <class Run>
+int guarded(const Run& run) {
+    try {
+        run();
+        return 0;
+    } catch (const std::bad_alloc&) {
+        return 1;
+    }
+}
+
+}  // namespace
+
+#pragma GCC visibility push(default)
+extern "C" {
+
+void* m2_step_new() { return new (std::nothrow) m2::Step; }
+void m2_step_free(void* step) { delete static_cast<m2::Step*>(step); }
+
+int m2_forward(void* step, const m2_model* model, const m2_kv_cache* cache,
+               const m2_batch* batch, float* hidden) {
+    return guarded(
+        [&] { static_cast<m2::Step*>(step)->forward(*model, *cache, *batch, hidden); });
+}
+
+int m2_logits(void* step, const m2_model* model, const float* hidden, int64_t num_rows,
+              float* logits) {
+    return guarded(
+        [&] { static_cast<m2::Step*>(step)->head(*model, hidden, num_rows, logits); });
+}
+
+// Seconds of every m2::Operation, forward passes, and experts hit since the last call.
+void m2_take_costs(void* step, double* seconds, int64_t* num_forwards, int64_t* experts_hit) {
+    auto* costs = static_cast<m2::Step*>(step);
+    std::copy(costs->seconds.begin(), costs->seconds.end(), seconds);
+    *num_forwards = costs->num_forwards;
+    *experts_hit = costs->experts_hit;
+    costs->seconds.fill(0);
+    costs->num_forwards = costs->experts_hit = 0;
+}
+
+int m2_rms_norm(const float* x, const float* weight, int64_t num_rows, int64_t size, float eps,
+                 float* out) {
+    m2::parallel_for(num_rows, [&](int64_t row, int) {
+        // Without a delta the input is only read.
+        m2::best_token_kernels()->add_rms_norm(const_cast<float*>(x) + row * size, nullptr, weight,
+                                               size, eps, out + row * size);
+    });
+    return 0;
+}
+
+int m2_route(const m2_weight* gate, const float* bias, const float* x, int64_t num_tokens,
+             int64_t top_k, float* weights, int64_t* ids) {
+    return guarded([&] {
+        std::vector<float> logits(static_cast<size_t>(num_tokens * gate->rows));
+        m2::route(*gate, bias, x, num_tokens, top_k, logits.data(), weights, ids);
+    });
+}
+
+// Of one layer's cache.
+int m2_norm_rotate_and_store(const m2_kv_cache* cache, const m2_batch* batch, int64_t query_heads,
+                             int64_t rotary_dim, float eps, const float* inverse_frequencies,
+                             const float* q_norm, const float* k_norm, float* q, float* k,
+                             const float* v) {
+    return guarded([&] {
+        const int64_t half = rotary_dim / 2;
+        std::vector<float> cos(static_cast<size_t>(batch->num_tokens * half)), sin(cos.size());
+        m2::rotary_cos_sin(batch->positions, batch->num_tokens, inverse_frequencies, half,
+                           cos.data(), sin.data());
+        m2::norm_rotate_and_store({batch->num_tokens, query_heads, half, eps, q_norm, k_norm,
+                                   cos.data(), sin.data(), batch->slot_mapping, q, k, v},
+                                  *cache);
+    });
+}
+
+int m2_paged_attention(const m2_kv_cache* cache, const m2_batch* batch, int64_t query_heads,
+                       const float* q, float* out) {
+    return guarded([&] {
+        m2::AttentionPlan plan;
+        plan.make(*batch, query_heads, cache->kv_heads, cache->head_dim);
+        plan.run(*cache, *batch, q, out);
+    });
+}
+
+}  // extern "C"
+#pragma GCC visibility pop

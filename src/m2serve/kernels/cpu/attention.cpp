@@ -1,0 +1,166 @@
+#include "attention.h"
+
+#include <algorithm>
+#include <cmath>
+#include <limits>
+
+#include "pool.h"
+
+namespace m2 {
+namespace {
+
+// Keys of a piece of a decoding sequence's context, and the pieces it is cut into at most.
+constexpr int64_t kPieceKeys = 256;
+constexpr int64_t kMostPieces = 32;
+// Query rows of one item of a prefill: with more, they and their sums leave the second cache.
+constexpr int64_t kItemRows = 48;
+
+int64_t round_up(int64_t value, int64_t to) { return (value + to - 1) / to * to; }
+
+}  // namespace
+
+m2_kv_cache layer_of(const m2_kv_cache& cache, int64_t layer) {
+    const int64_t heads = cache.num_blocks * cache.block_size * cache.kv_heads;
+    const int64_t bytes = heads * cache.head_dim * kv_element_bytes(cache.format) * layer;
+    m2_kv_cache one = cache;
+    one.keys = static_cast<uint8_t*>(cache.keys) + bytes;
+    one.values = static_cast<uint8_t*>(cache.values) + bytes;
+    if (cache.key_scales) one.key_scales = cache.key_scales + heads * layer;
+    if (cache.value_scales) one.value_scales = cache.value_scales + heads * layer;
+    return one;
+}
+
+void AttentionPlan::make(const m2_batch& batch, int64_t query_heads, int64_t kv_heads,
+                         int64_t head_dim) {
+    query_heads_ = query_heads;
+    kv_heads_ = kv_heads;
+    head_dim_ = head_dim;
+    group_ = query_heads / kv_heads;
+    padded_ = padded_head(head_dim);
+    items_.clear();
+    splits_.clear();
+    num_partials_ = 0;
+    most_rows_ = group_;
+    for (int64_t s = 0; s < batch.num_sequences; ++s) {
+        const int64_t row = batch.query_start_loc[s];
+        const int64_t count = batch.query_start_loc[s + 1] - row;
+        const int64_t context = batch.seq_lens[s];
+        if (count == 1) {
+            add_decode(s, row, context);
+            continue;
+        }
+        const int64_t step = std::max<int64_t>(1, kItemRows / group_);
+        // From the back: the items with the longest contexts first.
+        for (int64_t start = (count - 1) / step * step; start >= 0 && count > 0; start -= step) {
+            const int64_t tokens = std::min(step, count - start);
+            const int64_t position = context - count + start;
+            items_.push_back({s, row + start, tokens, position, 0, position + tokens, -1});
+            most_rows_ = std::max(most_rows_, tokens * group_);
+        }
+    }
+    state_floats_ = group_ * (padded_ + 2);
+    partials_.resize(static_cast<size_t>(num_partials_ * kv_heads_ * state_floats_));
+    const int64_t attend_floats = best_token_kernels()->attend_scratch_bytes(most_rows_, head_dim) / 4;
+    scratch_floats_ = round_up(most_rows_ * (2 * padded_ + 2) + attend_floats, 64);
+    scratch_.resize(static_cast<size_t>(num_threads() * scratch_floats_));
+}
+
+void AttentionPlan::add_decode(int64_t sequence, int64_t row, int64_t context) {
+    const int64_t share = (context + kMostPieces - 1) / kMostPieces;
+    const int64_t piece = std::max(kPieceKeys, round_up(share, kPieceKeys));
+    const int64_t count = (context + piece - 1) / piece;
+    for (int64_t p = 0; p < count; ++p) {
+        const int64_t end = std::min(context, (p + 1) * piece);
+        const int64_t partial = count > 1 ? num_partials_ + p : -1;
+        items_.push_back({sequence, row, 1, context - 1, p * piece, end, partial});
+    }
+    if (count > 1) {
+        splits_.push_back({row, num_partials_, count});
+        num_partials_ += count;
+    }
+}
+
+float* AttentionPlan::partial_of(int64_t partial, int64_t head) {
+    return partials_.data() + (partial * kv_heads_ + head) * state_floats_;
+}
+
+void AttentionPlan::run(const m2_kv_cache& cache, const m2_batch& batch, const float* q,
+                        float* out) {
+    const auto num_items = static_cast<int64_t>(items_.size());
+    parallel_for(num_items * kv_heads_, [&](int64_t i, int thread) {
+        run_item(items_[static_cast<size_t>(i / kv_heads_)], i % kv_heads_, cache, batch, q, out,
+                 scratch_.data() + thread * scratch_floats_);
+    });
+    const auto num_splits = static_cast<int64_t>(splits_.size());
+    if (num_splits == 0) return;
+    parallel_for(num_splits * kv_heads_, [&](int64_t i, int) {
+        merge(splits_[static_cast<size_t>(i / kv_heads_)], i % kv_heads_, out);
+    });
+}
+
+void AttentionPlan::run_item(const Item& item, int64_t head, const m2_kv_cache& cache,
+                             const m2_batch& batch, const float* q, float* out, float* scratch) {
+    const TokenKernels& kernels = *best_token_kernels();
+    const int64_t rows = item.num_tokens * group_;
+    const int64_t q_size = query_heads_ * head_dim_;
+    float* scaled = scratch;
+    float* state = item.partial < 0 ? scaled + most_rows_ * padded_ : partial_of(item.partial, head);
+    float* max = state + rows * padded_;
+    float* sum = max + rows;
+    float* memory = scaled + most_rows_ * (2 * padded_ + 2);
+
+    const auto offset = [&](int64_t r) {
+        return (item.row + r / group_) * q_size + (head * group_ + r % group_) * head_dim_;
+    };
+    const float scale = 1.0f / std::sqrt(static_cast<float>(head_dim_));
+    for (int64_t r = 0; r < rows; ++r) {
+        kernels.scale_row(q + offset(r), scale, head_dim_, scaled + r * padded_);
+        std::fill(scaled + r * padded_ + head_dim_, scaled + (r + 1) * padded_, 0.0f);
+    }
+    std::fill(state, state + rows * padded_, 0.0f);
+    std::fill(max, max + rows, -std::numeric_limits<float>::infinity());
+    std::fill(sum, sum + rows, 0.0f);
+
+    const int64_t head_bytes = head_dim_ * kv_element_bytes(cache.format);
+    const auto* keys = static_cast<const uint8_t*>(cache.keys);
+    const auto* values = static_cast<const uint8_t*>(cache.values);
+    const HeadCache one{cache.format,
+                        cache.block_size,
+                        head_dim_,
+                        batch.block_table + item.sequence * batch.blocks,
+                        keys + head * head_bytes,
+                        values + head * head_bytes,
+                        cache.key_scales ? cache.key_scales + head : nullptr,
+                        cache.value_scales ? cache.value_scales + head : nullptr,
+                        kv_heads_ * head_bytes,
+                        kv_heads_};
+    const QueryRows queries{group_, item.num_tokens, item.first_position, scaled, max, sum, state};
+    kernels.attend(one, item.first_key, item.end_key, queries, memory);
+    if (item.partial >= 0) return;
+    for (int64_t r = 0; r < rows; ++r) {
+        kernels.scale_row(state + r * padded_, 1.0f / sum[r], head_dim_, out + offset(r));
+    }
+}
+
+void AttentionPlan::merge(const Split& split, int64_t head, float* out) {
+    const TokenKernels& kernels = *best_token_kernels();
+    for (int64_t h = 0; h < group_; ++h) {
+        float most = -std::numeric_limits<float>::infinity();
+        const auto max_of = [&](int64_t p) {
+            return partial_of(split.first_partial + p, head)[group_ * padded_ + h];
+        };
+        for (int64_t p = 0; p < split.count; ++p) most = std::max(most, max_of(p));
+        float total = 0;
+        float* to = out + split.row * query_heads_ * head_dim_ + (head * group_ + h) * head_dim_;
+        for (int64_t p = 0; p < split.count; ++p) {
+            const float* state = partial_of(split.first_partial + p, head);
+            const float weight = std::exp(max_of(p) - most);
+            total += state[group_ * (padded_ + 1) + h] * weight;
+            const auto merge_row = p == 0 ? kernels.scale_row : kernels.add_scaled_row;
+            merge_row(state + h * padded_, weight, head_dim_, to);
+        }
+        kernels.scale_row(to, 1.0f / total, head_dim_, to);
+    }
+}
+
+}  // namespace m2

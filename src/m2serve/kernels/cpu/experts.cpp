@@ -1,0 +1,163 @@
+#include <algorithm>
+#include <cstring>
+#include <vector>
+
+#include "linear.h"
+#include "pool.h"
+#include "prepared.h"
+
+namespace m2 {
+namespace {
+
+// More tokens are computed in slices, which bounds the memory of what lies between the products.
+constexpr int64_t kTokensAtOnce = 1024;
+
+// The pairs of a token and one of its experts, sorted by expert.
+struct Routing {
+    std::vector<int32_t> tokens;  // of every pair
+    std::vector<float> weights;
+    std::vector<int32_t> hit;     // experts with at least one pair
+    std::vector<int64_t> starts;  // first pair of every hit expert, and the end
+
+    void sort(const int64_t* ids, const float* scores, int64_t num_tokens, int64_t top_k,
+              int64_t num_experts) {
+        const int64_t pairs = num_tokens * top_k;
+        next_.assign(static_cast<size_t>(num_experts) + 1, 0);
+        for (int64_t i = 0; i < pairs; ++i) ++next_[static_cast<size_t>(ids[i]) + 1];
+        hit.clear();
+        starts.clear();
+        for (int64_t e = 0; e < num_experts; ++e) {
+            if (next_[e + 1] > 0) {
+                hit.push_back(static_cast<int32_t>(e));
+                starts.push_back(next_[e]);
+            }
+            next_[e + 1] += next_[e];
+        }
+        starts.push_back(pairs);
+        tokens.resize(static_cast<size_t>(pairs));
+        weights.resize(static_cast<size_t>(pairs));
+        for (int64_t i = 0; i < pairs; ++i) {
+            const auto at = static_cast<size_t>(next_[ids[i]]++);
+            tokens[at] = static_cast<int32_t>(i / top_k);
+            weights[at] = scores[i];
+        }
+    }
+
+private:
+    std::vector<int64_t> next_;  // first free pair of every expert
+};
+
+// What one call keeps between its three passes.
+struct Pass {
+    const m2_weight& w13;
+    const m2_weight& w2;
+    const Routing& routing;
+    Activations x, hidden;
+    float* between;  // [pairs, I]
+    float* y;        // [tokens, H]
+
+    int64_t num_hit() const { return static_cast<int64_t>(routing.hit.size()); }
+};
+
+struct Scratch {
+    Workspace kernel, rows;
+};
+Scratch& scratch_of_thread() {
+    thread_local Scratch scratch;
+    return scratch;
+}
+
+// Rows n0..n1 of silu(W1 x) * W3 x for all tokens of a hit expert.
+void gate_and_up(const Pass& pass, int64_t hit, int64_t n0, int64_t n1) {
+    const Kernels& run = *best_kernels();
+    Scratch& scratch = scratch_of_thread();
+    const int64_t first = pass.routing.starts[hit], count = pass.routing.starts[hit + 1] - first;
+    const int64_t width = pass.w13.rows, size = n1 - n0;
+    const int32_t* tokens = pass.routing.tokens.data() + first;
+    void* kernel = scratch.kernel.get(run.scratch_bytes);
+    auto* up = static_cast<float*>(scratch.rows.get(count * size * 4));
+    float* gate = pass.between + first * width + n0;
+    const int64_t expert = pass.routing.hit[hit];
+    const Matrix w1 = matrix_of(pass.w13, 2 * expert), w3 = matrix_of(pass.w13, 2 * expert + 1);
+    run.matmul(w1, n0, n1, pass.x, tokens, count, gate, width, kernel);
+    run.matmul(w3, n0, n1, pass.x, tokens, count, up, size, kernel);
+    for (int64_t m = 0; m < count; ++m) run.silu_mul(gate + m * width, up + m * size, size);
+}
+
+// Columns n0..n1 of the output of all tokens: the hit experts in order, so that the sum of a token
+// does not depend on which thread takes what.
+void down(const Pass& pass, int64_t num_tokens, int64_t n0, int64_t n1) {
+    const Kernels& run = *best_kernels();
+    Scratch& scratch = scratch_of_thread();
+    const int64_t width = pass.w2.rows, size = n1 - n0;
+    void* kernel = scratch.kernel.get(run.scratch_bytes);
+    auto* part = static_cast<float*>(scratch.rows.get(num_tokens * size * 4));
+    for (int64_t t = 0; t < num_tokens; ++t) {
+        std::memset(pass.y + t * width + n0, 0, static_cast<size_t>(size) * 4);
+    }
+    thread_local std::vector<int32_t> pairs;
+    for (int64_t hit = 0; hit < pass.num_hit(); ++hit) {
+        const int64_t first = pass.routing.starts[hit], end = pass.routing.starts[hit + 1];
+        pairs.clear();
+        for (int64_t pair = first; pair < end; ++pair) pairs.push_back(static_cast<int32_t>(pair));
+        run.matmul(matrix_of(pass.w2, pass.routing.hit[hit]), n0, n1, pass.hidden, pairs.data(),
+                   end - first, part, size, kernel);
+        for (int64_t pair = first; pair < end; ++pair) {
+            const float weight = pass.routing.weights[pair];
+            const float* from = part + (pair - first) * size;
+            float* to = pass.y + pass.routing.tokens[pair] * width + n0;
+            for (int64_t n = 0; n < size; ++n) to[n] += weight * from[n];
+        }
+    }
+}
+
+void slice(const m2_weight& w13, const m2_weight& w2, const float* x, const float* weights,
+           const int64_t* ids, int64_t num_tokens, int64_t top_k, float* y,
+           m2_activation activation) {
+    thread_local Routing routing;
+    thread_local Workspace for_x, for_hidden, for_between;
+    routing.sort(ids, weights, num_tokens, top_k, w2.matrices);
+    const int64_t num_hit = static_cast<int64_t>(routing.hit.size());
+    const int64_t pairs = num_tokens * top_k;
+    const int64_t rows = pairs / std::max<int64_t>(1, num_hit);
+    const Kernels& run = *best_kernels();
+    Pass pass{w13,
+              w2,
+              routing,
+              make_activations(w13, kind_for(w13, activation, rows), num_tokens, for_x),
+              make_activations(w2, kind_for(w2, activation, rows), pairs, for_hidden),
+              static_cast<float*>(for_between.get(pairs * w13.rows * 4)),
+              y};
+    const Matrix any13 = matrix_of(w13, 0), any2 = matrix_of(w2, 0);
+    parallel_for(num_tokens, [&](int64_t row, int) {
+        run.prepare_row(any13, pass.x, row, x + row * w13.columns);
+    });
+    const int64_t block = rows_per_chunk(num_hit * w13.rows);
+    const int64_t blocks = (w13.rows + block - 1) / block;
+    parallel_for(num_hit * blocks, [&](int64_t chunk, int) {
+        const int64_t n0 = chunk % blocks * block;
+        gate_and_up(pass, chunk / blocks, n0, std::min(n0 + block, w13.rows));
+    });
+    parallel_for(pairs, [&](int64_t row, int) {
+        run.prepare_row(any2, pass.hidden, row, pass.between + row * w2.columns);
+    });
+    const int64_t columns = rows_per_chunk(w2.rows);
+    parallel_for((w2.rows + columns - 1) / columns, [&](int64_t chunk, int) {
+        const int64_t n0 = chunk * columns;
+        down(pass, num_tokens, n0, std::min(n0 + columns, w2.rows));
+    });
+}
+
+}  // namespace
+
+void experts(const m2_weight& w13, const m2_weight& w2, const float* x, const float* weights,
+             const int64_t* ids, int64_t num_tokens, int64_t top_k, float* y,
+             m2_activation activation) {
+    for (int64_t t = 0; t < num_tokens; t += kTokensAtOnce) {
+        const int64_t count = std::min(kTokensAtOnce, num_tokens - t);
+        slice(w13, w2, x + t * w13.columns, weights + t * top_k, ids + t * top_k, count, top_k,
+              y + t * w2.rows, activation);
+    }
+}
+
+}  // namespace m2

@@ -1,0 +1,279 @@
+// From a format to its loops: the direct product for few rows of activations, the tiled for many.
+#pragma once
+
+#include "tile.h"
+
+namespace m2::M2_ISA {
+namespace {
+
+// From this many rows on, expanding a tile costs less than expanding codes again and again.
+constexpr int64_t kTileFrom = 5;
+// Rows of activations that meet a tile before the next expands.
+constexpr int64_t kTokensAtOnce = 128;
+// Columns of few rows of activations that fit the first cache beside the weights.
+constexpr int64_t kInt8Columns = 2048;
+constexpr int64_t kFloatColumns = 6144;
+
+// The columns to take at once, a multiple of kPad.
+inline int64_t columns_for(int64_t num_tokens) { return kFloatColumns / num_tokens / kPad * kPad; }
+
+struct Task {
+    const Matrix& w;
+    int64_t n0, n1;
+    const Activations& x;
+    const int32_t* tokens;
+    int64_t num_tokens;
+    float* c;
+    int64_t ldc;
+    void* scratch;
+
+    int64_t token(int64_t m) const { return tokens ? tokens[m] : m; }
+    float* out(int64_t m, int64_t n) const { return c + m * ldc + (n - n0); }
+};
+
+inline float scale_of_row(const Matrix& w, int64_t n) {
+    if (w.scale_type == M2_F32) return reinterpret_cast<const float*>(w.scale)[n];
+    const auto* halves = reinterpret_cast<const uint16_t*>(w.scale);
+    if (w.scale_type == M2_F16) return _cvtsh_ss(halves[n]);
+    const uint32_t bits = static_cast<uint32_t>(halves[n]) << 16;
+    float value;
+    std::memcpy(&value, &bits, 4);
+    return value;
+}
+
+// What is left to multiply a sum with after the scales inside a row.
+inline float factor_of_row(const Task& task, int64_t n) {
+    const Matrix& w = task.w;
+    const bool is_float = task.x.kind != ActivationKind::kInt8;
+    switch (w.format) {
+        case M2_NVFP4: return 0.5f * w.global_scale;
+        case M2_MXFP4: return 0.5f;
+        case M2_INT8: return scale_of_row(w, n) * (is_float ? 0x1p-24f : 1.0f);
+        default: return 1.0f;
+    }
+}
+
+inline Entries entries_of(const uint8_t* first, int64_t n, int64_t rows, int64_t stride) {
+    return {first + (first ? n * stride : 0), first + (first ? rows * stride : 0)};
+}
+inline Row row_of(const Matrix& w, int64_t n, int x_group) {
+    const int per_scale = w.group / x_group;
+    return {w.codes + n * w.code_stride, entries_of(w.scale, n, w.rows, w.scale_stride),
+            entries_of(w.zero_point, n, w.rows, w.zero_stride),
+            per_scale > 1 ? __builtin_ctz(static_cast<unsigned>(per_scale)) : 0};
+}
+inline const float* block_scale(const Matrix& w, int64_t n) {
+    if (w.format != M2_FP8_BLOCK) return nullptr;
+    return reinterpret_cast<const float*>(w.scale + n / w.block_rows * w.scale_stride);
+}
+
+inline Int8Activations int8_activations(const Activations& x, int64_t token) {
+    const int64_t group = token * (x.padded / x.group);
+    return {static_cast<const int8_t*>(x.values) + token * x.padded, x.scale + group,
+            x.sum + group};
+}
+inline FloatActivations float_activations(const Activations& x, int64_t token) {
+    return {static_cast<const float*>(x.values) + token * x.padded,
+            x.sum + token * (x.padded / x.group)};
+}
+
+template <class Format>
+struct GroupedFloat {
+    using X = FloatActivations;
+    static X activations(const Task& task, int64_t m) {
+        return float_activations(task.x, task.token(m));
+    }
+    template <int M>
+    static void row(const Task& task, int64_t n, int64_t k0, int64_t k1, const X* x, F* acc) {
+        float_row<Format, M>(row_of(task.w, n, Format::kGroup), k0, k1, x, acc);
+    }
+};
+template <class Format>
+struct GroupedInt8 {
+    using X = Int8Activations;
+    static X activations(const Task& task, int64_t m) {
+        return int8_activations(task.x, task.token(m));
+    }
+    template <int M>
+    static void row(const Task& task, int64_t n, int64_t k0, int64_t k1, const X* x, F* acc) {
+        int8_row<Format, M>(row_of(task.w, n, Format::kGroup), k0, k1, x, acc);
+    }
+};
+struct Int8Bytes : GroupedInt8<Nvfp4> {
+    template <int M>
+    static void row(const Task& task, int64_t n, int64_t k0, int64_t k1, const X* x, F* acc) {
+        const auto* w = reinterpret_cast<const int8_t*>(task.w.codes + n * task.w.code_stride);
+        int8_bytes_row<M>(w, k0, k1, x, acc);
+    }
+};
+template <class Format>
+struct Spans {
+    using X = const float*;
+    static X activations(const Task& task, int64_t m) {
+        return float_activations(task.x, task.token(m)).values;
+    }
+    template <int M>
+    static void row(const Task& task, int64_t n, int64_t k0, int64_t k1, const X* x, F* acc) {
+        span_row<Format, M>(task.w.codes + n * task.w.code_stride, block_scale(task.w, n),
+                            task.w.group, k0, k1, x, acc);
+    }
+};
+
+// M rows of activations against every row of weights.
+template <class Product, int M>
+inline void direct_rows(const Task& task, int64_t m0, int64_t k0, int64_t k1) {
+    typename Product::X x[M];
+    for (int m = 0; m < M; ++m) x[m] = Product::activations(task, m0 + m);
+    for (int64_t n = task.n0; n < task.n1; ++n) {
+        F acc[M];
+        each<M>([&](auto m) { acc[m] = zero(); });
+        Product::template row<M>(task, n, k0, k1, x, acc);
+        const float factor = factor_of_row(task, n);
+        each<M>([&](auto m) {
+            float* out = task.out(m0 + m, n);
+            *out = (k0 > 0 ? *out : 0.0f) + factor * sum(acc[m]);
+        });
+    }
+}
+
+template <class Product, int kMost>
+void direct(const Task& task, int64_t columns_at_once) {
+    for (int64_t k0 = 0; k0 < task.w.columns; k0 += columns_at_once) {
+        const int64_t left = task.w.columns - k0;
+        const int64_t k1 = k0 + (left < columns_at_once ? left : columns_at_once);
+        int64_t m = 0;
+        if constexpr (kMost >= 8) {
+            for (; m + 8 <= task.num_tokens; m += 8) direct_rows<Product, 8>(task, m, k0, k1);
+        }
+        for (; m + 4 <= task.num_tokens; m += 4) direct_rows<Product, 4>(task, m, k0, k1);
+        if (task.num_tokens - m == 3) {
+            direct_rows<Product, 3>(task, m, k0, k1);
+        } else if (task.num_tokens - m == 2) {
+            direct_rows<Product, 2>(task, m, k0, k1);
+        } else if (task.num_tokens - m == 1) {
+            direct_rows<Product, 1>(task, m, k0, k1);
+        }
+    }
+}
+
+// Rows n.. and columns k0..k1 of the weights, expanded.
+template <class Expand>
+inline int64_t expand_tile(const Expand& expand, int64_t n, int64_t rows, int64_t k0, int64_t k1,
+                           float* tile) {
+    int64_t columns = 0;
+    for (int64_t r = 0; r < rows; ++r) {
+        columns = expand(n + r, k0, k1, tile + r * kTileColumns);
+    }
+    return columns;
+}
+
+#ifdef M2_HAS_BF16_DOT
+template <class Expand>
+inline int64_t expand_tile(const Expand& expand, int64_t n, int64_t rows, int64_t k0, int64_t k1,
+                           uint16_t* tile) {
+    alignas(64) float row[kTileColumns];
+    int64_t columns = 0;
+    for (int64_t r = 0; r < rows; ++r) {
+        columns = expand(n + r, k0, k1, row);
+        for (; columns % (2 * kLanes) != 0; columns += kLanes) store(row + columns, zero());
+        for (int64_t k = 0; k < columns; k += 2 * kLanes) {
+            store_bf16(tile + r * kTileColumns + k, load(row + k), load(row + k + kLanes));
+        }
+    }
+    return columns;
+}
+#endif
+
+// Every tile of the task against tokens m0..m1, whose columns of one tile stay in the second cache.
+template <class Value, class Expand>
+void tiled_slice(const Task& task, const Expand& expand, int64_t m0, int64_t m1) {
+    auto* tile = static_cast<Value*>(task.scratch);
+    float factor[kTileHeight];
+    const int64_t height = tile_height(task.num_tokens);
+    for (int64_t k0 = 0; k0 < task.w.columns; k0 += kTileColumns) {
+        const int64_t left = task.w.columns - k0;
+        const int64_t k1 = k0 + (left < kTileColumns ? left : kTileColumns);
+        for (int64_t n = task.n0; n < task.n1; n += height) {
+            const int64_t rows = task.n1 - n < height ? task.n1 - n : height;
+            for (int64_t r = 0; r < rows; ++r) factor[r] = factor_of_row(task, n + r);
+            const int64_t columns = expand_tile(expand, n, rows, k0, k1, tile);
+            const Value* from = tile;
+            tile_all_tokens<kTileTokens>(from, rows, task.x, task.tokens, m0, m1, k0, columns,
+                                         factor, task.out(0, n), task.ldc);
+        }
+    }
+}
+
+template <class Expand>
+void tiled(const Task& task, const Expand& expand) {
+    for (int64_t m = 0; m < task.num_tokens; ++m) {
+        std::memset(task.out(m, task.n0), 0, sizeof(float) * (task.n1 - task.n0));
+    }
+    for (int64_t m0 = 0; m0 < task.num_tokens; m0 += kTokensAtOnce) {
+        const int64_t left = task.num_tokens - m0;
+        const int64_t m1 = m0 + (left < kTokensAtOnce ? left : kTokensAtOnce);
+#ifdef M2_HAS_BF16_DOT
+        if (task.x.kind == ActivationKind::kBf16) {
+            tiled_slice<uint16_t>(task, expand, m0, m1);
+            continue;
+        }
+#endif
+        tiled_slice<float>(task, expand, m0, m1);
+    }
+}
+
+template <class Format>
+void spans(const Task& task) {
+    if (task.num_tokens < kTileFrom && task.x.kind == ActivationKind::kFloat) {
+        return direct<Spans<Format>, 4>(task, columns_for(task.num_tokens));
+    }
+    tiled(task, [&](int64_t n, int64_t k0, int64_t k1, float* to) {
+        return expand_span_row<Format>(task.w.codes + n * task.w.code_stride,
+                                       block_scale(task.w, n), task.w.group, k0, k1, to);
+    });
+}
+
+template <class Format>
+void grouped(const Task& task) {
+    if (task.x.kind == ActivationKind::kInt8) {
+        return direct<GroupedInt8<Format>, 8>(
+            task, task.num_tokens > 4 ? kInt8Columns : task.w.columns);
+    }
+    if (task.num_tokens < kTileFrom && task.x.kind == ActivationKind::kFloat) {
+        return direct<GroupedFloat<Format>, 4>(task, columns_for(task.num_tokens));
+    }
+    tiled(task, [&](int64_t n, int64_t k0, int64_t k1, float* to) {
+        return expand_row<Format>(row_of(task.w, n, Format::kGroup), k0, k1, to);
+    });
+}
+
+template <int kind>
+void int4(const Task& task) {
+    if (task.w.zero_point) {
+        grouped<Int4<kind, true>>(task);
+    } else {
+        grouped<Int4<kind, false>>(task);
+    }
+}
+
+void matmul(const Matrix& w, int64_t n0, int64_t n1, const Activations& x, const int32_t* tokens,
+            int64_t num_tokens, float* c, int64_t ldc, void* scratch) {
+    const Task task{w, n0, n1, x, tokens, num_tokens, c, ldc, scratch};
+    switch (w.format) {
+        case M2_BF16: return spans<Bf16>(task);
+        case M2_F16: return spans<F16>(task);
+        case M2_F32: return spans<F32>(task);
+        case M2_FP8_BLOCK: return spans<Fp8>(task);
+        case M2_NVFP4: return grouped<Nvfp4>(task);
+        case M2_MXFP4: return grouped<Mxfp4>(task);
+        case M2_INT4:
+            if (w.scale_type == M2_BF16) return int4<M2_BF16>(task);
+            return w.scale_type == M2_F16 ? int4<M2_F16>(task) : int4<M2_F32>(task);
+        case M2_INT8:
+            if (x.kind != ActivationKind::kInt8) return spans<Int8>(task);
+            return direct<Int8Bytes, 8>(task, num_tokens > 4 ? kInt8Columns : w.columns);
+    }
+}
+
+}  // namespace
+}  // namespace m2::M2_ISA

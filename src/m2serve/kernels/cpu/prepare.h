@@ -1,0 +1,138 @@
+// Activations in the order in which the codes of a format unfold.
+#pragma once
+
+#include <cmath>
+
+#include "matmul.h"
+
+namespace m2::M2_ISA {
+namespace {
+
+// Columns of vector v, lane i within a unit: natural, or as the bytes of 32-bit lanes come apart.
+struct Natural {
+    static constexpr int kUnit = kLanes;
+    static int column(int, int i) { return i; }
+};
+struct Pairs {
+    static constexpr int kUnit = 2 * kLanes;
+    static int column(int v, int i) { return 2 * i + v; }
+};
+struct Quads {
+    static constexpr int kUnit = 4 * kLanes;
+    static int column(int v, int i) { return 4 * i + v; }
+};
+struct Nibbles {  // the even columns' four bytes, then the odd ones'
+    static constexpr int kUnit = 8 * kLanes;
+    static int column(int v, int i) { return 8 * i + 2 * (v & 3) + (v >> 2); }
+};
+
+inline uint16_t to_bf16(float value) {
+    uint32_t bits;
+    std::memcpy(&bits, &value, 4);
+    return static_cast<uint16_t>((bits + 0x7FFF + (bits >> 16 & 1)) >> 16);
+}
+inline void put(float* to, float value) { *to = value; }
+inline void put(uint16_t* to, float value) { *to = to_bf16(value); }
+
+template <class Order, class Value>
+void permute_row(const float* x, int64_t columns, int64_t padded, float factor, Value* to) {
+    constexpr int kUnit = Order::kUnit;
+    for (int64_t k = 0; k < padded; k += kUnit) {
+        float unit[kUnit] = {};
+        const int64_t left = columns - k < kUnit ? columns - k : kUnit;
+        const float* from = x + k;
+        if (left < kUnit) {
+            if (left > 0) std::memcpy(unit, from, static_cast<size_t>(left) * 4);
+            from = unit;
+        }
+        for (int v = 0; v < kUnit / kLanes; ++v) {
+            for (int i = 0; i < kLanes; ++i) {
+                put(to + k + v * kLanes + i, factor * from[Order::column(v, i)]);
+            }
+        }
+    }
+}
+
+template <class Value>
+void order_row(const Matrix& w, const Activations& x, const float* from, Value* to) {
+    const int64_t columns = x.columns, padded = x.padded;
+    switch (w.format) {
+        case M2_BF16: return permute_row<Pairs>(from, columns, padded, 1, to);
+        case M2_F16:
+        case M2_F32: return permute_row<Natural>(from, columns, padded, 1, to);
+        case M2_FP8_BLOCK: return permute_row<Quads>(from, columns, padded, kFp8Half, to);
+        case M2_INT8: return permute_row<Quads>(from, columns, padded, 1, to);
+        default: return permute_row<Nibbles>(from, columns, padded, 1, to);
+    }
+}
+
+void sum_groups(const Activations& x, const float* from, float* sum) {
+    for (int64_t k = 0, g = 0; k < x.padded; k += x.group, ++g) {
+        float total = 0;
+        const int64_t end = k + x.group < x.columns ? k + x.group : x.columns;
+        for (int64_t i = k; i < end; ++i) total += from[i];
+        sum[g] = total;
+    }
+}
+
+// One group: value = scale * q with |q| <= 127. A NaN makes the scale NaN.
+template <int group>
+inline void quantise_group(const float* from, int8_t* to, float* scale, float* sum_of_values) {
+    F most = zero();
+    for (int i = 0; i < group; i += kLanes) most = max_abs(most, load(from + i));
+    const float largest_value = largest(most);
+    const float inverse = largest_value > 0 ? 127.0f / largest_value : 0.0f;
+    const F factor = splat(std::isfinite(inverse) ? inverse : 0.0f);
+    F total = zero();
+    for (int i = 0; i < group; i += kLanes) {
+        const F q = round_to_even(mul(load(from + i), factor));
+        total = add(total, q);
+        store_int8(to + i, q);
+    }
+    const float sum_of_codes = sum(total);
+    *scale = largest_value / 127.0f + 0.0f * sum_of_codes;
+    *sum_of_values = sum_of_codes * *scale;
+}
+
+// Nibble formats want the even columns of a unit before the odd.
+template <int group>
+void quantise_row(const Activations& x, bool nibbles, const float* from, int8_t* to, float* scale,
+                  float* sum_of_values) {
+    constexpr int kUnit = 2 * kBytes;
+    for (int64_t k = 0; k < x.padded; k += kUnit) {
+        float padded[kUnit];
+        const float* values = from + k;
+        if (k + kUnit > x.columns) {
+            const int64_t left = x.columns > k ? x.columns - k : 0;
+            std::memset(padded, 0, sizeof(padded));
+            std::memcpy(padded, values, static_cast<size_t>(left) * 4);
+            values = padded;
+        }
+        int8_t unit[kUnit];
+        int8_t* codes = nibbles ? unit : to + k;
+        for (int i = 0; i < kUnit; i += group) {
+            const int64_t at = (k + i) / group;
+            quantise_group<group>(values + i, codes + i, scale + at, sum_of_values + at);
+        }
+        if (nibbles) split_even_odd(unit, to + k);
+    }
+}
+
+void prepare_row(const Matrix& w, const Activations& x, int64_t row, const float* from) {
+    const int64_t groups = x.padded / x.group;
+    const int64_t at = row * x.padded;
+    if (x.kind == ActivationKind::kInt8) {
+        const auto quantise = x.group == 16 ? quantise_row<16> : quantise_row<32>;
+        return quantise(x, w.format != M2_INT8, from, static_cast<int8_t*>(x.values) + at,
+                        x.scale + row * groups, x.sum + row * groups);
+    }
+    if (x.kind == ActivationKind::kFloat) {
+        order_row(w, x, from, static_cast<float*>(x.values) + at);
+        if (w.zero_point) sum_groups(x, from, x.sum + row * groups);
+    } else {
+        order_row(w, x, from, static_cast<uint16_t*>(x.values) + at);
+    }
+}
+
+}  // namespace
+}  // namespace m2::M2_ISA

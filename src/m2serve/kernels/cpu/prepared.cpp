@@ -1,0 +1,98 @@
+#include "prepared.h"
+
+namespace m2 {
+namespace {
+
+// With fewer rows the product with float32 activations reads the codes in place.
+constexpr int64_t kBf16From = 5;
+
+int64_t round_up(int64_t value, int64_t to) { return (value + to - 1) / to * to; }
+
+int64_t type_bytes(int32_t type) { return type == M2_F32 ? 4 : 2; }
+
+int64_t code_bytes(const m2_weight& weight) {
+    switch (weight.format) {
+        case M2_F32: return weight.columns * 4;
+        case M2_BF16:
+        case M2_F16: return weight.columns * 2;
+        case M2_FP8_BLOCK:
+        case M2_INT8: return weight.columns;
+        default: return weight.columns / 2;
+    }
+}
+
+// Of a row; for FP8 of a row of blocks.
+int64_t scale_bytes(const m2_weight& weight) {
+    switch (weight.format) {
+        case M2_FP8_BLOCK: return (weight.columns + weight.group - 1) / weight.group * 4;
+        case M2_NVFP4:
+        case M2_MXFP4: return weight.columns / weight.group;
+        case M2_INT4: return weight.columns / weight.group * type_bytes(weight.scale_type);
+        case M2_INT8: return type_bytes(weight.scale_type);
+        default: return 0;
+    }
+}
+
+bool has_integer_codes(const m2_weight& weight) {
+    return weight.format == M2_NVFP4 || weight.format == M2_MXFP4 || weight.format == M2_INT4 ||
+           weight.format == M2_INT8;
+}
+
+}  // namespace
+
+Matrix matrix_of(const m2_weight& weight, int64_t index) {
+    Matrix one{};
+    one.format = weight.format;
+    one.scale_type = weight.scale_type;
+    one.group = weight.group;
+    one.block_rows = weight.block_rows;
+    one.rows = weight.rows;
+    one.columns = weight.columns;
+    one.code_stride = code_bytes(weight);
+    one.scale_stride = scale_bytes(weight);
+    one.zero_stride = weight.zero_point ? weight.columns / weight.group : 0;
+    const int64_t scale_rows =
+        weight.format == M2_FP8_BLOCK
+            ? (weight.rows + weight.block_rows - 1) / weight.block_rows
+            : weight.rows;
+    one.codes = static_cast<const uint8_t*>(weight.codes) + index * weight.rows * one.code_stride;
+    if (weight.scale) {
+        one.scale =
+            static_cast<const uint8_t*>(weight.scale) + index * scale_rows * one.scale_stride;
+    }
+    if (weight.zero_point) {
+        one.zero_point = weight.zero_point + index * weight.rows * one.zero_stride;
+    }
+    one.global_scale = weight.global_scale ? weight.global_scale[index] : 1.0f;
+    return one;
+}
+
+ActivationKind kind_for(const m2_weight& weight, m2_activation activation, int64_t rows) {
+    if (activation == M2_ACTIVATION_INT8 && has_integer_codes(weight)) return ActivationKind::kInt8;
+    const bool rounds = activation != M2_ACTIVATION_FLOAT && weight.format != M2_F32;
+    return rounds && rows >= kBf16From && best_kernels()->has_bf16 ? ActivationKind::kBf16
+                                                                   : ActivationKind::kFloat;
+}
+
+bool share_activations(const m2_weight& a, const m2_weight& b) {
+    return a.format == b.format && !a.zero_point == !b.zero_point;
+}
+
+Activations make_activations(const m2_weight& weight, ActivationKind kind, int64_t num_rows,
+                             Workspace& workspace) {
+    Activations x{};
+    x.kind = kind;
+    x.group = weight.format == M2_NVFP4 ? 16 : 32;
+    x.columns = weight.columns;
+    x.padded = round_up(weight.columns, kPad);
+    const int64_t size = kind == ActivationKind::kFloat ? 4 : kind == ActivationKind::kBf16 ? 2 : 1;
+    const int64_t values = num_rows * x.padded * size;
+    const int64_t groups = num_rows * (x.padded / x.group);
+    auto* memory = static_cast<uint8_t*>(workspace.get(values + 2 * groups * 4));
+    x.values = memory;
+    x.scale = reinterpret_cast<float*>(memory + values);
+    x.sum = x.scale + groups;
+    return x;
+}
+
+}  // namespace m2

@@ -1,0 +1,22 @@
+// Activations on their way into a product: laid out and filled for one format.
+#pragma once
+
+#include "workspace.h"
+#include "types.h"
+
+namespace m2 {
+
+// Matrix `index` of the weight.
+Matrix matrix_of(const m2_weight& weight, int64_t index);
+
+// The form `activation` takes for this weight when about `rows` rows meet each of its matrices.
+ActivationKind kind_for(const m2_weight& weight, m2_activation activation, int64_t rows);
+
+// Whether one set of activations serves both weights.
+bool share_activations(const m2_weight& a, const m2_weight& b);
+
+// Room for `num_rows` rows in `workspace`, for Kernels::prepare_row to fill.
+Activations make_activations(const m2_weight& weight, ActivationKind kind, int64_t num_rows,
+                             Workspace& workspace);
+
+}  // namespace m2

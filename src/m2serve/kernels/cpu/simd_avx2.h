@@ -1,0 +1,159 @@
+// The vector operations the kernels are written in, for AVX2, FMA and F16C.
+//
+// A translation unit defines M2_ISA and includes one simd_*.h, then the kernels. Everything lies in
+// an unnamed namespace, so that no function compiled for one instruction set is linked into another.
+#pragma once
+
+#include <immintrin.h>
+
+#include <cstdint>
+
+namespace m2::M2_ISA {
+namespace {
+
+using F = __m256;   // float lanes
+using I = __m256i;  // bytes, or int32 lanes
+
+constexpr int kLanes = 8;
+constexpr int kBytes = 32;
+// Signed bytes times signed bytes needs no offset here: the sign moves to the other operand.
+constexpr float kInt8Zero = 0.0f;
+constexpr bool kHasBf16Dot = false;
+// Rows of weights and of activations that one step of the tiled product keeps in registers.
+constexpr int kTileRows = 4;
+constexpr int kTileTokens = 3;
+
+inline F zero() { return _mm256_setzero_ps(); }
+inline F splat(float value) { return _mm256_set1_ps(value); }
+inline F load(const float* from) { return _mm256_loadu_ps(from); }
+inline void store(float* to, F value) { _mm256_storeu_ps(to, value); }
+inline F mul(F a, F b) { return _mm256_mul_ps(a, b); }
+inline F add(F a, F b) { return _mm256_add_ps(a, b); }
+inline F fma(F a, F b, F c) { return _mm256_fmadd_ps(a, b, c); }
+inline F fnma(F a, F b, F c) { return _mm256_fnmadd_ps(a, b, c); }
+
+inline F round_to_even(F value) {
+    return _mm256_round_ps(value, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
+}
+// Per lane the larger of a and |b|.
+inline F max_abs(F a, F b) { return _mm256_max_ps(a, _mm256_andnot_ps(splat(-0.0f), b)); }
+inline float largest(F value) {
+    __m128 half = _mm_max_ps(_mm256_castps256_ps128(value), _mm256_extractf128_ps(value, 1));
+    half = _mm_max_ps(half, _mm_movehl_ps(half, half));
+    return _mm_cvtss_f32(_mm_max_ss(half, _mm_movehdup_ps(half)));
+}
+
+inline float sum(F value) {
+    __m128 half = _mm_add_ps(_mm256_castps256_ps128(value), _mm256_extractf128_ps(value, 1));
+    half = _mm_add_ps(half, _mm_movehl_ps(half, half));
+    return _mm_cvtss_f32(_mm_add_ss(half, _mm_movehdup_ps(half)));
+}
+// The sums of four vectors.
+inline __m128 sum4(const F* v) {
+    const F pairs = _mm256_hadd_ps(_mm256_hadd_ps(v[0], v[1]), _mm256_hadd_ps(v[2], v[3]));
+    return _mm_add_ps(_mm256_castps256_ps128(pairs), _mm256_extractf128_ps(pairs, 1));
+}
+
+inline I load_bytes(const void* from) {
+    return _mm256_loadu_si256(static_cast<const __m256i*>(from));
+}
+inline void store_bytes(void* to, I value) {
+    _mm256_storeu_si256(static_cast<__m256i*>(to), value);
+}
+// Integers within -128..127 as kLanes bytes.
+inline void store_int8(int8_t* to, F value) {
+    const I wide = _mm256_cvtps_epi32(value);
+    const __m128i half =
+        _mm_packs_epi32(_mm256_castsi256_si128(wide), _mm256_extracti128_si256(wide, 1));
+    _mm_storel_epi64(reinterpret_cast<__m128i*>(to), _mm_packs_epi16(half, half));
+}
+// The even bytes of two vectors in a row, then the odd ones.
+inline void split_even_odd(const int8_t* from, int8_t* to) {
+    const I first = load_bytes(from), second = load_bytes(from + kBytes);
+    const I low = _mm256_set1_epi16(0xFF);
+    const I even =
+        _mm256_packus_epi16(_mm256_and_si256(first, low), _mm256_and_si256(second, low));
+    const I odd =
+        _mm256_packus_epi16(_mm256_srli_epi16(first, 8), _mm256_srli_epi16(second, 8));
+    store_bytes(to, _mm256_permute4x64_epi64(even, 0xD8));
+    store_bytes(to + kBytes, _mm256_permute4x64_epi64(odd, 0xD8));
+}
+inline I low_nibbles(I packed) { return _mm256_and_si256(packed, _mm256_set1_epi8(15)); }
+inline I high_nibbles(I packed) { return low_nibbles(_mm256_srli_epi16(packed, 4)); }
+inline I table16(const int8_t* values) {
+    return _mm256_broadcastsi128_si256(_mm_loadu_si128(reinterpret_cast<const __m128i*>(values)));
+}
+inline I look_up(I table, I codes) { return _mm256_shuffle_epi8(table, codes); }
+
+// Signed byte b of every 32-bit lane, times 2^24.
+template <int b>
+inline F byte_to_float(I bytes) {
+    I top = b == 3 ? bytes : _mm256_slli_epi32(bytes, 24 - 8 * b);
+    if (b > 0) top = _mm256_and_si256(top, _mm256_set1_epi32(static_cast<int>(0xFF000000)));
+    return _mm256_cvtepi32_ps(top);
+}
+
+// The E4M3 number in byte b of every lane, times 2^-120: its exponent and mantissa land in those of
+// a float, so that E4M3's subnormals are the float's.
+template <int b>
+inline F e4m3_to_float(I bytes) {
+    const I top = b == 3 ? bytes : _mm256_slli_epi32(bytes, 24 - 8 * b);
+    const I mask = _mm256_set1_epi32(static_cast<int>(0x87F00000));
+    return _mm256_castsi256_ps(_mm256_and_si256(_mm256_srai_epi32(top, 4), mask));
+}
+
+inline F bf16_even(I pairs) { return _mm256_castsi256_ps(_mm256_slli_epi32(pairs, 16)); }
+inline F bf16_odd(I pairs) {
+    const I mask = _mm256_set1_epi32(static_cast<int>(0xFFFF0000));
+    return _mm256_castsi256_ps(_mm256_and_si256(pairs, mask));
+}
+template <int half>
+inline F f16_half(I halves) {
+    return _mm256_cvtph_ps(_mm256_extracti128_si256(halves, half));
+}
+inline F as_float(I bits) { return _mm256_castsi256_ps(bits); }
+
+// Per lane the sum over its four bytes of u * x, both vectors together. With u <= 24 and |x| <= 127
+// four products fit the 16-bit sums.
+inline F dot_nibbles(I u0, I x0, I u1, I x1) {
+    const I pairs = _mm256_add_epi16(_mm256_maddubs_epi16(u0, x0), _mm256_maddubs_epi16(u1, x1));
+    return _mm256_cvtepi32_ps(_mm256_madd_epi16(pairs, _mm256_set1_epi16(1)));
+}
+// Per lane the sum over its four bytes of (w + kInt8Zero) * x.
+inline F dot_int8(I w, I x) {
+    const I pairs = _mm256_maddubs_epi16(_mm256_abs_epi8(w), _mm256_sign_epi8(x, w));
+    return _mm256_cvtepi32_ps(_mm256_madd_epi16(pairs, _mm256_set1_epi16(1)));
+}
+
+inline F permute(F value, I lanes) { return _mm256_permutevar8x32_ps(value, lanes); }
+// Lane i reads group first + i / lanes_per_group.
+inline I group_of_lane(int first, int log2_lanes_per_group) {
+    const I lane = _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7);
+    return _mm256_add_epi32(_mm256_srl_epi32(lane, _mm_cvtsi32_si128(log2_lanes_per_group)),
+                            _mm256_set1_epi32(first));
+}
+
+inline I bytes_to_int32(const uint8_t* from) {
+    return _mm256_cvtepu8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(from)));
+}
+inline F bytes_to_floats(const uint8_t* from) { return _mm256_cvtepi32_ps(bytes_to_int32(from)); }
+inline F e4m3_floats(const uint8_t* from) {
+    const I code = bytes_to_int32(from);
+    const I sign = _mm256_slli_epi32(_mm256_and_si256(code, _mm256_set1_epi32(0x80)), 24);
+    const I rest = _mm256_slli_epi32(_mm256_and_si256(code, _mm256_set1_epi32(0x7F)), 20);
+    return mul(as_float(_mm256_or_si256(sign, rest)), splat(0x1p120f));
+}
+inline F e8m0_floats(const uint8_t* from) {
+    const I power = _mm256_slli_epi32(bytes_to_int32(from), 23);
+    return as_float(_mm256_max_epi32(power, _mm256_set1_epi32(0x00400000)));  // 0 is 2^-127
+}
+inline F bf16_floats(const uint16_t* from) {
+    const __m128i half = _mm_loadu_si128(reinterpret_cast<const __m128i*>(from));
+    return as_float(_mm256_slli_epi32(_mm256_cvtepu16_epi32(half), 16));
+}
+inline F f16_floats(const uint16_t* from) {
+    return _mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(from)));
+}
+
+}  // namespace
+}  // namespace m2::M2_ISA

@@ -1,0 +1,172 @@
+// The operations of simd_avx2.h for AVX-512 F, BW, VL, VNNI and BF16.
+#pragma once
+
+#ifdef M2_EMULATE_AVX512
+#include "emulated_avx512.h"
+#else
+#include <immintrin.h>
+#endif
+
+#include <cstdint>
+
+namespace m2::M2_ISA {
+namespace {
+
+using F = __m512;
+using I = __m512i;
+
+constexpr int kLanes = 16;
+constexpr int kBytes = 64;
+// vpdpbusd wants unsigned bytes: w ^ 0x80 is w + 128.
+constexpr float kInt8Zero = 128.0f;
+constexpr bool kHasBf16Dot = true;
+constexpr int kTileRows = 4;
+constexpr int kTileTokens = 6;
+
+inline F zero() { return _mm512_setzero_ps(); }
+inline F splat(float value) { return _mm512_set1_ps(value); }
+inline F load(const float* from) { return _mm512_loadu_ps(from); }
+inline void store(float* to, F value) { _mm512_storeu_ps(to, value); }
+inline F mul(F a, F b) { return _mm512_mul_ps(a, b); }
+inline F add(F a, F b) { return _mm512_add_ps(a, b); }
+inline F fma(F a, F b, F c) { return _mm512_fmadd_ps(a, b, c); }
+inline F fnma(F a, F b, F c) { return _mm512_fnmadd_ps(a, b, c); }
+
+inline F round_to_even(F value) {
+    return _mm512_roundscale_ps(value, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
+}
+inline F max_abs(F a, F b) { return _mm512_max_ps(a, _mm512_abs_ps(b)); }
+inline __m256 high_half(F value) {
+    return _mm256_castsi256_ps(_mm512_extracti64x4_epi64(_mm512_castps_si512(value), 1));
+}
+inline float largest(F value) {
+    const __m256 eight = _mm256_max_ps(_mm512_castps512_ps256(value), high_half(value));
+    __m128 four = _mm_max_ps(_mm256_castps256_ps128(eight), _mm256_extractf128_ps(eight, 1));
+    four = _mm_max_ps(four, _mm_movehl_ps(four, four));
+    return _mm_cvtss_f32(_mm_max_ss(four, _mm_movehdup_ps(four)));
+}
+
+inline float sum(F value) {
+    const __m256 eight = _mm256_add_ps(_mm512_castps512_ps256(value), high_half(value));
+    __m128 four = _mm_add_ps(_mm256_castps256_ps128(eight), _mm256_extractf128_ps(eight, 1));
+    four = _mm_add_ps(four, _mm_movehl_ps(four, four));
+    return _mm_cvtss_f32(_mm_add_ss(four, _mm_movehdup_ps(four)));
+}
+inline __m128 sum4(const F* v) {
+    const auto half = [](F value) {
+        return _mm256_add_ps(_mm512_castps512_ps256(value), high_half(value));
+    };
+    const __m256 pairs = _mm256_hadd_ps(_mm256_hadd_ps(half(v[0]), half(v[1])),
+                                        _mm256_hadd_ps(half(v[2]), half(v[3])));
+    return _mm_add_ps(_mm256_castps256_ps128(pairs), _mm256_extractf128_ps(pairs, 1));
+}
+
+inline I load_bytes(const void* from) { return _mm512_loadu_si512(from); }
+inline void store_bytes(void* to, I value) { _mm512_storeu_si512(to, value); }
+inline void store_int8(int8_t* to, F value) {
+    const __m128i bytes = _mm512_cvtsepi32_epi8(_mm512_cvtps_epi32(value));
+    _mm_storeu_si128(reinterpret_cast<__m128i*>(to), bytes);
+}
+inline void split_even_odd(const int8_t* from, int8_t* to) {
+    for (int half = 0; half < 2; ++half) {
+        const I pairs = load_bytes(from + half * kBytes);
+        auto* even = reinterpret_cast<__m256i*>(to + half * kBytes / 2);
+        _mm256_storeu_si256(even, _mm512_cvtepi16_epi8(pairs));
+        auto* odd = reinterpret_cast<__m256i*>(to + kBytes + half * kBytes / 2);
+        _mm256_storeu_si256(odd, _mm512_cvtepi16_epi8(_mm512_srli_epi16(pairs, 8)));
+    }
+}
+inline I low_nibbles(I packed) { return _mm512_and_si512(packed, _mm512_set1_epi8(15)); }
+inline I high_nibbles(I packed) { return low_nibbles(_mm512_srli_epi16(packed, 4)); }
+inline I table16(const int8_t* values) {
+    return _mm512_broadcast_i32x4(_mm_loadu_si128(reinterpret_cast<const __m128i*>(values)));
+}
+inline I look_up(I table, I codes) { return _mm512_shuffle_epi8(table, codes); }
+
+template <int b>
+inline F byte_to_float(I bytes) {
+    I top = b == 3 ? bytes : _mm512_slli_epi32(bytes, 24 - 8 * b);
+    if (b > 0) top = _mm512_and_si512(top, _mm512_set1_epi32(static_cast<int>(0xFF000000)));
+    return _mm512_cvtepi32_ps(top);
+}
+template <int b>
+inline F e4m3_to_float(I bytes) {
+    const I top = b == 3 ? bytes : _mm512_slli_epi32(bytes, 24 - 8 * b);
+    const I mask = _mm512_set1_epi32(static_cast<int>(0x87F00000));
+    return _mm512_castsi512_ps(_mm512_and_si512(_mm512_srai_epi32(top, 4), mask));
+}
+
+inline F as_float(I bits) { return _mm512_castsi512_ps(bits); }
+inline F bf16_even(I pairs) { return as_float(_mm512_slli_epi32(pairs, 16)); }
+inline F bf16_odd(I pairs) {
+    return as_float(_mm512_and_si512(pairs, _mm512_set1_epi32(static_cast<int>(0xFFFF0000))));
+}
+inline F f16_to_float(__m256i halves) {
+#ifdef M2_EMULATE_AVX512
+    return emulated_cvtph_ps(halves);
+#else
+    return _mm512_cvtph_ps(halves);
+#endif
+}
+template <int half>
+inline F f16_half(I halves) {
+    return f16_to_float(_mm512_extracti64x4_epi64(halves, half));
+}
+
+inline F dot_nibbles(I u0, I x0, I u1, I x1) {
+    const I first = _mm512_dpbusd_epi32(_mm512_setzero_si512(), u0, x0);
+    return _mm512_cvtepi32_ps(_mm512_dpbusd_epi32(first, u1, x1));
+}
+inline F dot_int8(I w, I x) {
+    const I shifted = _mm512_xor_si512(w, _mm512_set1_epi8(static_cast<char>(0x80)));
+    return _mm512_cvtepi32_ps(_mm512_dpbusd_epi32(_mm512_setzero_si512(), shifted, x));
+}
+
+inline F permute(F value, I lanes) { return _mm512_permutexvar_ps(lanes, value); }
+inline I group_of_lane(int first, int log2_lanes_per_group) {
+    const I lane = _mm512_set_epi32(15, 14, 13, 12, 11, 10, 9, 8, 7, 6, 5, 4, 3, 2, 1, 0);
+    return _mm512_add_epi32(_mm512_srl_epi32(lane, _mm_cvtsi32_si128(log2_lanes_per_group)),
+                            _mm512_set1_epi32(first));
+}
+
+inline I bytes_to_int32(const uint8_t* from) {
+    return _mm512_cvtepu8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(from)));
+}
+inline F bytes_to_floats(const uint8_t* from) { return _mm512_cvtepi32_ps(bytes_to_int32(from)); }
+inline F e4m3_floats(const uint8_t* from) {
+    const I code = bytes_to_int32(from);
+    const I sign = _mm512_slli_epi32(_mm512_and_si512(code, _mm512_set1_epi32(0x80)), 24);
+    const I rest = _mm512_slli_epi32(_mm512_and_si512(code, _mm512_set1_epi32(0x7F)), 20);
+    return mul(as_float(_mm512_or_si512(sign, rest)), splat(0x1p120f));
+}
+inline F e8m0_floats(const uint8_t* from) {
+    const I power = _mm512_slli_epi32(bytes_to_int32(from), 23);
+    return as_float(_mm512_max_epi32(power, _mm512_set1_epi32(0x00400000)));
+}
+inline F bf16_floats(const uint16_t* from) {
+    const __m256i half = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(from));
+    return as_float(_mm512_slli_epi32(_mm512_cvtepu16_epi32(half), 16));
+}
+inline F f16_floats(const uint16_t* from) {
+    return f16_to_float(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(from)));
+}
+
+// 2 * kLanes values rounded to nearest even, `low` first.
+inline void store_bf16(uint16_t* to, F low, F high) {
+#ifdef M2_EMULATE_AVX512
+    emulated_store_bf16(to, low, high);
+#else
+    _mm512_storeu_si512(to, (__m512i)_mm512_cvtne2ps_pbh(high, low));
+#endif
+}
+// Per lane the two products of bf16 pairs, added to `acc`; subnormals count as zero.
+inline F dot_bf16(F acc, I w, I x) {
+#ifdef M2_EMULATE_AVX512
+    return emulated_dot_bf16(acc, w, x);
+#else
+    return _mm512_dpbf16_ps(acc, (__m512bh)w, (__m512bh)x);
+#endif
+}
+
+}  // namespace
+}  // namespace m2::M2_ISA

@@ -1,0 +1,173 @@
+// Formats of one to four bytes a column. A unit is one vector of codes; it unfolds into 4 / size
+// float vectors, whose order the activations share. FP8 has a scale for every span of columns.
+#pragma once
+
+#include "grouped.h"
+
+namespace m2::M2_ISA {
+namespace {
+
+struct Bf16 {
+    static constexpr int kVectors = 2;
+    static constexpr bool kScaled = false;
+    template <int v>
+    static F vector(I raw) {
+        return v == 0 ? bf16_even(raw) : bf16_odd(raw);
+    }
+};
+struct F16 {
+    static constexpr int kVectors = 2;
+    static constexpr bool kScaled = false;
+    template <int v>
+    static F vector(I raw) {
+        return f16_half<v>(raw);
+    }
+};
+struct F32 {
+    static constexpr int kVectors = 1;
+    static constexpr bool kScaled = false;
+    template <int v>
+    static F vector(I raw) {
+        return as_float(raw);
+    }
+};
+struct Int8 {  // times 2^24
+    static constexpr int kVectors = 4;
+    static constexpr bool kScaled = false;
+    template <int v>
+    static F vector(I raw) {
+        return byte_to_float<v>(raw);
+    }
+};
+// Times 2^-120. The activations carry 2^60 and the scales another 2^60, so that neither the
+// products nor their sums leave float's range.
+struct Fp8 {
+    static constexpr int kVectors = 4;
+    static constexpr bool kScaled = true;
+    template <int v>
+    static F vector(I raw) {
+        return e4m3_to_float<v>(raw);
+    }
+};
+constexpr float kFp8Half = 0x1p60f;
+
+template <class Format>
+constexpr int kBytesPerColumn = 4 / Format::kVectors;
+
+template <class Format, class Put>
+__attribute__((always_inline)) inline void unfold(I raw, const Put& put) {
+    each<Format::kVectors>([&](auto v) { put(Format::template vector<v>(raw), v); });
+}
+
+// The sums of M rows of activations over columns k0..k1, several to a row where few rows would
+// leave the multipliers waiting for one another.
+template <class Format, int M>
+inline void span(const uint8_t* codes, int64_t k0, int64_t k1, const float* const* x, F* total) {
+    constexpr int kSums = M == 1 ? 4 : M <= 4 ? 2 : 1;
+    constexpr int kUnits = kSums <= Format::kVectors ? 1 : kSums / Format::kVectors;
+    constexpr int kUnit = Format::kVectors * kLanes;  // columns
+    F sums[M * kSums];
+    each<M * kSums>([&](auto i) { sums[i] = zero(); });
+    const auto unit = [&](I raw, int64_t at, auto index) {
+        unfold<Format>(raw, [&](F w, auto v) {
+            constexpr int s = (index * Format::kVectors + v) % kSums;
+            each<M>([&](auto m) {
+                F& one = sums[m * kSums + s];
+                one = fma(w, load(x[m] + at + v * kLanes), one);
+            });
+        });
+    };
+    constexpr int kSize = kBytesPerColumn<Format>;
+    int64_t k = k0;
+    for (; k + kUnits * kUnit <= k1; k += kUnits * kUnit) {
+        if (M <= 2) __builtin_prefetch(codes + k * kSize + 2048);
+        each<kUnits>([&](auto u) {
+            unit(load_bytes(codes + (k + u * kUnit) * kSize), k + u * kUnit, u);
+        });
+    }
+    for (; k < k1; k += kUnit) {
+        unit(load_unit(codes + k * kSize, (k1 - k) * kSize), k, std::integral_constant<int, 0>{});
+    }
+    each<M>([&](auto m) {
+        total[m] = sums[m * kSums];
+        each<kSums - 1>([&](auto s) { total[m] = add(total[m], sums[m * kSums + s + 1]); });
+    });
+}
+
+template <class Format, int M>
+inline void span_row(const uint8_t* codes, const float* scale, int block, int64_t k0, int64_t k1,
+                     const float* const* x, F* acc) {
+    F total[M];
+    if constexpr (!Format::kScaled) {
+        span<Format, M>(codes, k0, k1, x, total);
+        each<M>([&](auto m) { acc[m] = add(acc[m], total[m]); });
+    } else {
+        for (int64_t k = k0; k < k1;) {
+            const int64_t end = (k / block + 1) * block < k1 ? (k / block + 1) * block : k1;
+            span<Format, M>(codes, k, end, x, total);
+            const F factor = splat(scale[k / block] * kFp8Half);
+            each<M>([&](auto m) { acc[m] = fma(total[m], factor, acc[m]); });
+            k = end;
+        }
+    }
+}
+
+// As expand_row of grouped.h. FP8 becomes the weight times 2^-60, INT8 stays times 2^24.
+template <class Format>
+inline int64_t expand_span_row(const uint8_t* codes, const float* scale, int block, int64_t k0,
+                               int64_t k1, float* to) {
+    constexpr int kUnit = Format::kVectors * kLanes;
+    constexpr int kSize = kBytesPerColumn<Format>;
+    for (int64_t k = k0; k < k1;) {
+        int64_t end = k1;
+        F factor = zero();
+        if constexpr (Format::kScaled) {
+            end = (k / block + 1) * block < k1 ? (k / block + 1) * block : k1;
+            factor = splat(scale[k / block] * kFp8Half);
+        }
+        for (; k < end; k += kUnit) {
+            const I raw = k + kUnit <= k1 ? load_bytes(codes + k * kSize)
+                                          : load_unit(codes + k * kSize, (k1 - k) * kSize);
+            unfold<Format>(raw, [&](F w, auto v) {
+                store(to + k - k0 + v * kLanes, Format::kScaled ? mul(w, factor) : w);
+            });
+        }
+    }
+    return (k1 - k0 + kUnit - 1) / kUnit * kUnit;
+}
+
+// INT8 weights against int8 activations with a scale for every 32 columns.
+template <int M, bool tail>
+inline void int8_bytes_block(const int8_t* w, int64_t group, int count, const Int8Activations* x,
+                             F* acc) {
+    F scale[M];
+    each<M>([&](auto m) {
+        scale[m] = load(x[m].scale + group);
+        if (kInt8Zero != 0) acc[m] = fnma(splat(kInt8Zero), load(x[m].sum + group), acc[m]);
+    });
+    const int64_t column = group * 32;
+    for (int unit = 0; unit < 8; ++unit) {
+        if (tail && unit * kBytes >= count) break;
+        const auto* from = reinterpret_cast<const uint8_t*>(w + column + unit * kBytes);
+        if (M <= 2) __builtin_prefetch(from + 2048);
+        const I codes = tail ? load_unit(from, count - unit * kBytes) : load_bytes(from);
+        const I lanes = group_of_lane(unit * (kLanes / 8), 3);
+        each<M>([&](auto m) {
+            const F dot = dot_int8(codes, load_bytes(x[m].values + column + unit * kBytes));
+            acc[m] = fma(dot, permute(scale[m], lanes), acc[m]);
+        });
+    }
+}
+
+template <int M>
+inline void int8_bytes_row(const int8_t* w, int64_t k0, int64_t k1, const Int8Activations* x,
+                           F* acc) {
+    int64_t k = k0;
+    for (; k + kLanes * 32 <= k1; k += kLanes * 32) {
+        int8_bytes_block<M, false>(w, k / 32, kLanes * 32, x, acc);
+    }
+    if (k < k1) int8_bytes_block<M, true>(w, k / 32, static_cast<int>(k1 - k), x, acc);
+}
+
+}  // namespace
+}  // namespace m2::M2_ISA

@@ -1,0 +1,81 @@
+// What the orchestration of a step and the kernels of each instruction set agree on, beside the
+// matrices of types.h.
+#pragma once
+
+#include "types.h"
+
+extern "C" {
+
+// Element type of keys and values. INT8 has a float32 scale for every token and head; FP8 is E4M3
+// without a scale, saturating at 448.
+enum m2_kv_format : int32_t { M2_KV_F32 = 0, M2_KV_BF16 = 1, M2_KV_INT8 = 2, M2_KV_FP8 = 3 };
+
+}  // extern "C"
+
+namespace m2 {
+
+// Keys of one tile: their scores, and their float32 copies, stay in the first caches.
+constexpr int64_t kTileKeys = 32;
+// A head's floats are padded with zeros to this many.
+constexpr int64_t kHeadPad = 32;
+
+constexpr int64_t padded_head(int64_t head_dim) {
+    return (head_dim + kHeadPad - 1) / kHeadPad * kHeadPad;
+}
+constexpr int64_t kv_element_bytes(int32_t format) {
+    return format == M2_KV_F32 ? 4 : format == M2_KV_BF16 ? 2 : 1;
+}
+
+// The keys and values of one sequence, layer and key/value head. `keys` and `values` point at slot 0
+// of the head; slots lie `slot_bytes` and their scales `scale_stride` floats apart.
+struct HeadCache {
+    int32_t format;
+    int64_t block_size, head_dim;
+    const int32_t* blocks;
+    const uint8_t* keys;
+    const uint8_t* values;
+    const float* key_scales;
+    const float* value_scales;
+    int64_t slot_bytes, scale_stride;
+};
+
+// `heads` query rows for each of `num_tokens` tokens at consecutive positions, token after token.
+// max, sum and acc are the state of the online softmax: sum and acc are relative to exp(max). A row
+// of q and acc has padded_head floats; q is already multiplied by the softmax scale.
+struct QueryRows {
+    int64_t heads, num_tokens, first_position;
+    const float* q;
+    float* max;
+    float* sum;
+    float* acc;
+
+    int64_t count() const { return heads * num_tokens; }
+};
+
+// The kernels of one instruction set for all that is no matrix product.
+struct TokenKernels {
+    // Bytes of scratch `attend` needs for so many query rows.
+    int64_t (*attend_scratch_bytes)(int64_t rows, int64_t head_dim);
+    // Brings keys first..end into the state of the rows; a token sees the keys up to its position.
+    // Keys that no row sees are not read.
+    void (*attend)(const HeadCache&, int64_t first, int64_t end, const QueryRows&, void* scratch);
+    // x += delta (unless null), then out = x * rsqrt(mean(x^2) + eps) * weight. out may be x.
+    void (*add_rms_norm)(float* x, const float* delta, const float* weight, int64_t size, float eps,
+                         float* out);
+    // Turns pairs (i, i + half) of each head.
+    void (*rotate)(float* x, int64_t heads, int64_t head_dim, int64_t half, const float* cos,
+                   const float* sin);
+    // One head of one token into the cache; `scale` is written for INT8 only.
+    void (*store_head)(int32_t format, const float* from, int64_t head_dim, void* to, float* scale);
+    // out = value * factor, and out += value * factor.
+    void (*scale_row)(const float* value, float factor, int64_t size, float* out);
+    void (*add_scaled_row)(const float* value, float factor, int64_t size, float* out);
+    // count numbers of format M2_BF16, M2_F16 or M2_F32.
+    void (*to_floats)(int32_t format, const void* from, int64_t count, float* to);
+};
+
+const TokenKernels* avx2_token_kernels();
+const TokenKernels* avx512_token_kernels();  // null when built without
+const TokenKernels* best_token_kernels();    // of the instruction set of best_kernels()
+
+}  // namespace m2

@@ -1,0 +1,95 @@
+// What the C interface, the orchestration and the kernels of each instruction set agree on.
+#pragma once
+
+#include <cstdint>
+
+extern "C" {
+
+enum m2_format : int32_t {
+    M2_BF16 = 0,
+    M2_F16 = 1,
+    M2_F32 = 2,
+    M2_FP8_BLOCK = 3,
+    M2_NVFP4 = 4,
+    M2_MXFP4 = 5,
+    M2_INT4 = 6,
+    M2_INT8 = 7,
+};
+
+// What the activations become before they are multiplied. FLOAT: float32, products with the exact
+// weights. BF16: bfloat16 on a machine that multiplies it and where rows are many enough to gain,
+// otherwise as FLOAT. INT8: int8 with a scale for every 16 (NVFP4) or 32 values, for formats with
+// an integer code; otherwise as BF16.
+enum m2_activation : int32_t {
+    M2_ACTIVATION_FLOAT = 0,
+    M2_ACTIVATION_BF16 = 1,
+    M2_ACTIVATION_INT8 = 2
+};
+
+// `matrices` contiguous matrices of [rows, columns] in the layout of checkpoint/weights.py.
+// scale_type is M2_BF16, M2_F16 or M2_F32 (INT4, INT8). group is the columns a scale covers;
+// block_rows the rows (FP8). zero_point may be null (INT4: 8). global_scale: one for every matrix
+// (NVFP4). cpu_weights.py says which sizes the kernels take.
+struct m2_weight {
+    int32_t format;
+    int32_t scale_type;
+    int64_t matrices, rows, columns;
+    int32_t group, block_rows;
+    const void* codes;
+    const void* scale;
+    const uint8_t* zero_point;
+    const float* global_scale;
+};
+
+}  // extern "C"
+
+namespace m2 {
+
+// Padding of a row of activations: whole superblocks of scales in every instruction set.
+constexpr int64_t kPad = 512;
+
+// One matrix of an m2_weight, with byte strides.
+struct Matrix {
+    int32_t format, scale_type, group, block_rows;
+    int64_t rows, columns;
+    const uint8_t* codes;
+    const uint8_t* scale;
+    const uint8_t* zero_point;
+    float global_scale;
+    int64_t code_stride, scale_stride, zero_stride;  // bytes of a row (FP8 scale: of a block row)
+};
+
+enum class ActivationKind : int32_t { kFloat, kBf16, kInt8 };
+
+// Activations as the kernels want them: padded with zeros, permuted to the order in which the
+// format's bytes unfold. scale and sum have an entry for every `group` columns: the int8 scale, and
+// the sum of the (dequantised) values, which a zero point multiplies.
+struct Activations {
+    ActivationKind kind;
+    int32_t group;
+    int64_t columns, padded;
+    void* values;
+    float* scale;
+    float* sum;
+};
+
+// The kernels of one instruction set.
+struct Kernels {
+    const char* name;
+    bool has_bf16;
+    // Row `row` of the activations from `columns` float32 values. Needs no scratch.
+    void (*prepare_row)(const Matrix&, const Activations&, int64_t row, const float* x);
+    // c[m * ldc + n - n0] for rows n0..n1 of the matrix and activation rows tokens[m] (m if null).
+    // `scratch` has scratch_bytes(), 64-byte aligned.
+    void (*matmul)(const Matrix&, int64_t n0, int64_t n1, const Activations&, const int32_t* tokens,
+                   int64_t num_tokens, float* c, int64_t ldc, void* scratch);
+    int64_t scratch_bytes;
+    // gate = silu(gate) * up.
+    void (*silu_mul)(float* gate, const float* up, int64_t size);
+};
+
+const Kernels* avx2_kernels();
+const Kernels* avx512_kernels();  // null when built without
+const Kernels* best_kernels();    // null when the machine has neither; M2_CPU_ISA may force one
+
+}  // namespace m2

@@ -1,0 +1,89 @@
+"""`linear` and `experts` of kernels.reference in C++, on the weights as they are stored."""
+
+from __future__ import annotations
+
+import ctypes
+from typing import Literal
+
+import torch
+
+from m2serve.checkpoint.weights import Weight
+from m2serve.kernels import reference
+from m2serve.kernels.cpu_library import CpuLibrary
+from m2serve.kernels.cpu_weights import cpu_weight
+
+# What the activations become before they meet a quantised weight: "float" leaves them as they are,
+# "int8" rounds them to int8 with a scale for every 16 or 32 values, for formats with integer codes.
+CpuActivation = Literal["float", "int8"]
+
+_FLOAT, _BF16, _INT8 = range(3)  # m2_activation of cpu/types.h
+
+
+def activation_code(activation: CpuActivation, dtype: torch.dtype) -> int:
+    """m2_activation of cpu/types.h for activations of `dtype`."""
+    if activation == "int8":
+        return _INT8
+    return _BF16 if dtype == torch.bfloat16 else _FLOAT
+
+
+class CpuMatmul:
+    """Signatures as in kernels.reference, which computes what the library cannot take."""
+
+    def __init__(self, library: CpuLibrary, activation: CpuActivation) -> None:
+        self._library = library
+        self._activation = activation
+
+    def linear(self, x_TK: torch.Tensor, weight: Weight) -> torch.Tensor:
+        """x Wᵀ: [T, K] -> [T, N]; float32 sums, the result in x's dtype."""
+        native = cpu_weight(weight)
+        if native is None or native.columns != x_TK.shape[-1]:
+            return reference.linear(x_TK, weight)
+        x = x_TK.contiguous().float()
+        y = torch.empty(x.shape[0], native.matrices * native.rows)
+        self._library.follow_torch_threads()
+        self._library.functions.m2_linear(
+            ctypes.byref(native),
+            _pointer(x),
+            _size(x),
+            _pointer(y),
+            activation_code(self._activation, x_TK.dtype),
+        )
+        return y.to(x_TK.dtype)
+
+    def experts(
+        self,
+        x_TH: torch.Tensor,
+        w13: Weight,
+        w2: Weight,
+        weights_Tk: torch.Tensor,
+        ids_Tk: torch.Tensor,
+    ) -> torch.Tensor:
+        """Sum over the chosen experts of weight * W2(silu(W1 x) * W3 x), [T, H], in x's dtype."""
+        native13, native2 = cpu_weight(w13), cpu_weight(w2)
+        if native13 is None or native2 is None:
+            return reference.experts(x_TH, w13, w2, weights_Tk, ids_Tk)
+        x = x_TH.contiguous().float()
+        y = torch.empty_like(x)
+        weights, ids = weights_Tk.contiguous().float(), ids_Tk.contiguous().long()
+        self._library.follow_torch_threads()
+        failed = self._library.functions.m2_experts(
+            ctypes.byref(native13),
+            ctypes.byref(native2),
+            _pointer(x),
+            _pointer(weights),
+            _pointer(ids),
+            _size(ids),
+            ctypes.c_int64(ids.shape[1]),
+            _pointer(y),
+            activation_code(self._activation, x_TH.dtype),
+        )
+        assert not failed, "an expert id is out of range"
+        return y.to(x_TH.dtype)
+
+
+def _pointer(tensor: torch.Tensor) -> ctypes.c_void_p:
+    return ctypes.c_void_p(tensor.data_ptr())
+
+
+def _size(tensor: torch.Tensor) -> ctypes.c_int64:
+    return ctypes.c_int64(tensor.shape[0])

@@ -1,0 +1,122 @@
+"""A whole forward pass as one call of the native library.
+
+`CpuModel` and `CpuLayer` are m2_model and m2_layer of cpu/step.h; the model's room fills them in.
+"""
+
+from __future__ import annotations
+
+import ctypes
+from dataclasses import dataclass
+
+import torch
+
+from m2serve.kernels.cpu_attention import CpuBatch, CpuKVCache, address
+from m2serve.kernels.cpu_library import CpuLibrary
+from m2serve.kernels.cpu_weights import CpuWeight
+
+# Operation of cpu/step.h, in the words of kernels.dispatch and of the benchmark.
+OPERATIONS = (
+    "linear",
+    "rms_norm",
+    "write_kv",
+    "paged_attention",
+    "route",
+    "experts",
+    "lm_head",
+)
+
+
+class CpuLayer(ctypes.Structure):
+    _fields_ = (
+        ("input_norm", ctypes.c_void_p),
+        ("q_norm", ctypes.c_void_p),
+        ("k_norm", ctypes.c_void_p),
+        ("post_attention_norm", ctypes.c_void_p),
+        ("correction_bias", ctypes.c_void_p),
+        ("q_proj", CpuWeight),
+        ("k_proj", CpuWeight),
+        ("v_proj", CpuWeight),
+        ("o_proj", CpuWeight),
+        ("gate", CpuWeight),
+        ("w13", CpuWeight),
+        ("w2", CpuWeight),
+    )
+
+
+class CpuModel(ctypes.Structure):
+    _fields_ = (
+        ("hidden_size", ctypes.c_int64),
+        ("num_layers", ctypes.c_int64),
+        ("query_heads", ctypes.c_int64),
+        ("kv_heads", ctypes.c_int64),
+        ("head_dim", ctypes.c_int64),
+        ("rotary_dim", ctypes.c_int64),
+        ("top_k", ctypes.c_int64),
+        ("rms_norm_eps", ctypes.c_float),
+        ("activation", ctypes.c_int32),
+        ("embedding_format", ctypes.c_int32),
+        ("inverse_frequencies", ctypes.c_void_p),
+        ("embedding", ctypes.c_void_p),
+        ("norm", ctypes.c_void_p),
+        ("layers", ctypes.POINTER(CpuLayer)),
+        ("lm_head", CpuWeight),
+    )
+
+
+@dataclass(frozen=True)
+class StepCosts:
+    """`experts_hit` counts the distinct experts of every layer and forward pass."""
+
+    seconds: dict[str, float]
+    num_forwards: int
+    experts_hit: int
+
+
+class CpuStep:
+    """Runs one model; owns the buffers of a step. Not for several threads at once."""
+
+    def __init__(self, library: CpuLibrary, model: CpuModel) -> None:
+        self._library = library
+        self._model = model
+        functions = library.functions
+        functions.m2_step_new.restype = ctypes.c_void_p
+        handle = functions.m2_step_new()
+        if not handle:
+            raise MemoryError("no memory for the native step")
+        self._handle = ctypes.c_void_p(handle)
+
+    def __del__(self) -> None:
+        if hasattr(self, "_handle"):
+            self._library.functions.m2_step_free(self._handle)
+
+    def forward(self, batch: CpuBatch, cache: CpuKVCache) -> torch.Tensor:
+        """Normed hidden states float32 [R, H] of the batch's logits rows."""
+        hidden = torch.empty(batch.num_logits_rows, self._model.hidden_size)
+        self._run("m2_forward", ctypes.byref(cache), ctypes.byref(batch), _pointer(hidden))
+        return hidden
+
+    def logits(self, hidden_RH: torch.Tensor) -> torch.Tensor:
+        """float32 [R, V] of float32 hidden states."""
+        num_rows = hidden_RH.shape[0]
+        logits = torch.empty(num_rows, self._model.lm_head.rows)
+        rows = ctypes.c_int64(num_rows)
+        self._run("m2_logits", _pointer(hidden_RH), rows, _pointer(logits))
+        return logits
+
+    def take_costs(self) -> StepCosts:
+        """Of all forward passes since the last call."""
+        seconds = (ctypes.c_double * len(OPERATIONS))()
+        forwards, hits = ctypes.c_int64(), ctypes.c_int64()
+        pointers = ctypes.byref(forwards), ctypes.byref(hits)
+        self._library.functions.m2_take_costs(self._handle, seconds, *pointers)
+        return StepCosts(dict(zip(OPERATIONS, seconds, strict=True)), forwards.value, hits.value)
+
+    def _run(self, name: str, *arguments: object) -> None:
+        self._library.follow_torch_threads()
+        function = getattr(self._library.functions, name)
+        if function(self._handle, ctypes.byref(self._model), *arguments):
+            raise MemoryError(f"{name} found no memory for its buffers")
+
+
+def _pointer(tensor: torch.Tensor) -> ctypes.c_void_p:
+    return ctypes.c_void_p(address(tensor))

@@ -1,0 +1,149 @@
+"""The decoder as one call of the native CPU library; what it computes is MiniMaxM2's.
+
+Activations are float32 from the embedding to the logits, whatever the compute dtype.
+"""
+
+from __future__ import annotations
+
+import ctypes
+
+import torch
+
+from m2serve.checkpoint.weights import DenseWeight, Weight
+from m2serve.kernels.cpu_attention import (
+    CpuBatch,
+    CpuKVCache,
+    address,
+    cpu_kv_cache,
+    rotary_frequencies,
+)
+from m2serve.kernels.cpu_library import CpuLibrary, load_cpu_library
+from m2serve.kernels.cpu_linear import CpuActivation, activation_code
+from m2serve.kernels.cpu_step import CpuLayer, CpuModel, CpuStep
+from m2serve.kernels.cpu_weights import CpuWeight, cpu_weight
+from m2serve.kernels.dispatch import Kernels, select_kernels
+from m2serve.model.batch import ForwardBatch, KVCache
+from m2serve.model.layers import LayerWeights, ModelWeights
+from m2serve.model.minimax_m2 import MiniMaxM2
+from m2serve.spec.shape import ModelShape
+
+
+def make_model(
+    shape: ModelShape, weights: ModelWeights, cpu_activation: CpuActivation = "float"
+) -> MiniMaxM2:
+    """The fastest decoder there is for the device, the formats and the dtype of the weights."""
+    device = weights.embedding.device
+    kernels = select_kernels(device, cpu_activation)
+    library = load_cpu_library() if device.type == "cpu" else None
+    if library is not None:
+        packed = _Packed(shape, weights, cpu_activation)
+        if packed.is_complete:
+            return NativeMiniMaxM2(shape, weights, kernels, library, packed)
+    return MiniMaxM2(shape, weights, kernels)
+
+
+class NativeMiniMaxM2(MiniMaxM2):
+    """Made by `make_model`."""
+
+    def __init__(
+        self,
+        shape: ModelShape,
+        weights: ModelWeights,
+        kernels: Kernels,
+        library: CpuLibrary,
+        packed: _Packed,
+    ) -> None:
+        super().__init__(shape, weights, kernels)
+        self._packed = packed
+        self.step = CpuStep(library, packed.model)
+
+    def forward(self, batch: ForwardBatch, kv_cache: KVCache) -> torch.Tensor:
+        """As MiniMaxM2.forward, but float32; the cache may also be int8 or fp8."""
+        return self.step.forward(_cpu_batch(batch), _cpu_cache(kv_cache))
+
+    def compute_logits(self, x_RH: torch.Tensor) -> torch.Tensor:
+        """float32 logits [R, V]."""
+        return self.step.logits(x_RH.contiguous())
+
+
+class _Packed:
+    """The weights as m2_model of cpu/step.h, and what it points into."""
+
+    def __init__(self, shape: ModelShape, weights: ModelWeights, activation: CpuActivation) -> None:
+        self._keep: list[object] = [weights]
+        self.is_complete = True
+        frequencies = rotary_frequencies(shape.rotary_dim, shape.rope_theta)
+        layers = (CpuLayer * len(weights.layers))(*map(self._layer, weights.layers))
+        self.model = CpuModel(
+            hidden_size=shape.hidden_size,
+            num_layers=shape.num_hidden_layers,
+            query_heads=shape.num_attention_heads,
+            kv_heads=shape.num_key_value_heads,
+            head_dim=shape.head_dim,
+            rotary_dim=shape.rotary_dim,
+            top_k=shape.num_experts_per_tok,
+            rms_norm_eps=shape.rms_norm_eps,
+            activation=activation_code(activation, weights.embedding.dtype),
+            embedding_format=self._weight(DenseWeight(weights.embedding)).format,
+            inverse_frequencies=self._floats(frequencies),
+            embedding=address(weights.embedding),
+            norm=self._floats(weights.norm),
+            layers=ctypes.cast(layers, ctypes.POINTER(CpuLayer)),
+            lm_head=self._weight(weights.lm_head),
+        )
+        self._keep.append(layers)
+
+    def _layer(self, layer: LayerWeights) -> CpuLayer:
+        attention, moe = layer.attention, layer.moe
+        return CpuLayer(
+            input_norm=self._floats(layer.input_norm),
+            q_norm=self._floats(attention.q_norm),
+            k_norm=self._floats(attention.k_norm),
+            post_attention_norm=self._floats(layer.post_attention_norm),
+            correction_bias=self._floats(moe.correction_bias),
+            q_proj=self._weight(attention.q_proj),
+            k_proj=self._weight(attention.k_proj),
+            v_proj=self._weight(attention.v_proj),
+            o_proj=self._weight(attention.o_proj),
+            gate=self._weight(DenseWeight(moe.gate)),
+            w13=self._weight(moe.w13),
+            w2=self._weight(moe.w2),
+        )
+
+    def _weight(self, weight: Weight) -> CpuWeight:
+        found = cpu_weight(weight)
+        if found is None:
+            self.is_complete = False
+            return CpuWeight()
+        return found
+
+    def _floats(self, tensor: torch.Tensor) -> int:
+        """Address of a float32 copy, or of the tensor itself if it is float32."""
+        floats = tensor.float().contiguous()
+        self._keep.append(floats)
+        return address(floats)
+
+
+def _cpu_batch(batch: ForwardBatch) -> CpuBatch:
+    return CpuBatch(
+        num_tokens=len(batch.token_ids),
+        num_sequences=len(batch.seq_lens),
+        blocks=batch.block_table.shape[1],
+        num_logits_rows=len(batch.logits_rows),
+        token_ids=_indices(batch.token_ids, torch.int64),
+        positions=_indices(batch.positions, torch.int64),
+        slot_mapping=_indices(batch.slot_mapping, torch.int64),
+        query_start_loc=_indices(batch.query_start_loc, torch.int32),
+        seq_lens=_indices(batch.seq_lens, torch.int32),
+        block_table=_indices(batch.block_table, torch.int32),
+        logits_rows=_indices(batch.logits_rows, torch.int64),
+    )
+
+
+def _indices(tensor: torch.Tensor, dtype: torch.dtype) -> int:
+    assert tensor.dtype == dtype
+    return address(tensor)
+
+
+def _cpu_cache(cache: KVCache) -> CpuKVCache:
+    return cpu_kv_cache(cache.keys, cache.values, cache.key_scales, cache.value_scales)

@@ -1,0 +1,178 @@
+"""The native attention against the reference, over caches of NaN where nothing was written."""
+
+from __future__ import annotations
+
+import random
+from dataclasses import dataclass
+
+import pytest
+import torch
+
+from m2serve.kernels import reference
+from m2serve.kernels.cpu_attention import CpuTokenKernels
+from m2serve.kernels.cpu_library import load_cpu_library
+
+LIBRARY = load_cpu_library()
+if LIBRARY is None:
+    pytest.skip("no native kernels here", allow_module_level=True)
+NATIVE = CpuTokenKernels(LIBRARY)
+
+HEADS = [(48, 8, 128), (16, 4, 64), (5, 1, 32), (4, 4, 24), (6, 2, 40), (7, 7, 16), (3, 1, 1)]
+TOLERANCE = 1e-5
+
+
+@dataclass
+class Case:
+    q: torch.Tensor
+    keys: torch.Tensor
+    values: torch.Tensor
+    query_start_loc: torch.Tensor
+    seq_lens: torch.Tensor
+    block_table: torch.Tensor
+
+    def native(self) -> torch.Tensor:
+        return NATIVE.paged_attention(*vars(self).values())
+
+    def expected(self) -> torch.Tensor:
+        """In float64, so that the error is ours alone."""
+        q, keys, values = (tensor.double() for tensor in (self.q, self.keys, self.values))
+        where = (self.query_start_loc, self.seq_lens, self.block_table)
+        return reference.paged_attention(q, keys, values, *where)
+
+
+def make_case(
+    sequences: list[tuple[int, int]],
+    heads: tuple[int, int, int] = (16, 4, 64),
+    block_size: int = 16,
+    seed: int = 0,
+    spread: float = 1.0,
+) -> Case:
+    """`sequences`: (new tokens, tokens before them) each; blocks in shuffled order."""
+    generator = torch.Generator().manual_seed(seed)
+    num_heads, kv_heads, head_dim = heads
+    lens = [new + old for new, old in sequences]
+    widths = [-(-length // block_size) for length in lens]
+    free = list(range(sum(widths) + 3))
+    random.Random(seed).shuffle(free)
+    size = (len(free), block_size, kv_heads, head_dim)
+    keys, values = torch.full(size, torch.nan), torch.full(size, torch.nan)
+    table = torch.full((len(sequences), max(widths) + 1), free.pop(), dtype=torch.int32)
+    for row, length, width in zip(table, lens, widths, strict=True):
+        blocks = [free.pop() for _ in range(width)]
+        row[:width] = torch.tensor(blocks)
+        slots = torch.tensor([blocks[p // block_size] * block_size + p % block_size
+                              for p in range(length)])  # fmt: skip
+        for cache in (keys, values):
+            fresh = torch.randn(length, kv_heads, head_dim, generator=generator) * spread
+            cache.view(-1, kv_heads, head_dim)[slots] = fresh
+    counts = torch.tensor([0, *(new for new, _ in sequences)])
+    q = torch.randn(int(counts.sum()), num_heads, head_dim, generator=generator) * spread
+    starts = counts.cumsum(0).to(torch.int32)
+    return Case(q, keys, values, starts, torch.tensor(lens, dtype=torch.int32), table)
+
+
+def error(ours: torch.Tensor, theirs: torch.Tensor) -> float:
+    assert not ours.isnan().any()
+    return float((ours - theirs).abs().max() / theirs.abs().max())
+
+
+MIXED = [(1, 0), (1, 36), (17, 0), (5, 60), (1, 300), (33, 31), (1, 15), (2, 777), (1, 1400)]
+
+
+@pytest.mark.parametrize("heads", HEADS, ids=str)
+def test_a_step_of_prefills_and_decodes(heads: tuple[int, int, int]) -> None:
+    case = make_case(MIXED, heads)
+    assert error(case.native(), case.expected()) < TOLERANCE
+
+
+@pytest.mark.parametrize("block_size", [1, 3, 16, 100])
+def test_block_sizes(block_size: int) -> None:
+    case = make_case(MIXED, block_size=block_size, seed=block_size)
+    assert error(case.native(), case.expected()) < TOLERANCE
+
+
+@pytest.mark.parametrize("length", [1, 63, 64, 65, 255, 256, 257, 512, 1000, 9000])
+def test_lengths_around_the_pieces(length: int) -> None:
+    case = make_case([(1, length - 1), (min(length, 70), max(length - 70, 0))], (6, 2, 32))
+    assert error(case.native(), case.expected()) < TOLERANCE
+
+
+def test_large_scores_neither_overflow_nor_vanish() -> None:
+    case = make_case(MIXED, spread=12.0)
+    assert error(case.native(), case.expected()) < 1e-4
+    case.keys[...] = 0.0
+    assert error(case.native(), case.expected()) < TOLERANCE
+
+
+def test_a_bfloat16_cache_is_read_exactly() -> None:
+    case = make_case(MIXED, (48, 8, 128))
+    case.keys, case.values = case.keys.bfloat16(), case.values.bfloat16()
+    ours = case.native()
+    case.keys, case.values = case.keys.float(), case.values.float()
+    assert torch.equal(ours, case.native())
+
+
+def test_a_token_does_not_depend_on_its_company_or_the_threads() -> None:
+    together = make_case(MIXED)
+    expected = {}
+    for count in (1, 2, 3):
+        torch.set_num_threads(count)
+        expected[count] = together.native()
+        assert torch.equal(expected[1], expected[count])
+    for index, (start, end) in enumerate(zip(*shifted(together.query_start_loc), strict=True)):
+        alone = Case(
+            together.q[start:end],
+            together.keys,
+            together.values,
+            torch.tensor([0, end - start], dtype=torch.int32),
+            together.seq_lens[index : index + 1],
+            together.block_table[index : index + 1],
+        )
+        assert torch.equal(alone.native(), expected[1][start:end])
+
+
+def shifted(starts: torch.Tensor) -> tuple[list[int], list[int]]:
+    return starts[:-1].tolist(), starts[1:].tolist()
+
+
+def test_a_prompt_in_chunks_is_the_whole_prompt() -> None:
+    """Bit for bit, where a chunk of one token sees at most one piece of context."""
+    whole = make_case([(200, 30)])
+    expected = whole.native()
+    start = 0
+    for count in (7, 1, 64, 2, 100, 1, 25):
+        chunk = Case(
+            whole.q[start : start + count],
+            whole.keys,
+            whole.values,
+            torch.tensor([0, count], dtype=torch.int32),
+            torch.tensor([30 + start + count], dtype=torch.int32),
+            whole.block_table,
+        )
+        assert torch.equal(chunk.native(), expected[start : start + count])
+        start += count
+    assert start == 200
+
+
+def test_a_failed_token_spoils_those_that_see_it_and_no_other() -> None:
+    case = make_case([(40, 0), (1, 20)])
+    before = case.native()
+    slot = int(case.block_table[0, 25 // 16]) * 16 + 25 % 16
+    case.values.view(-1, *case.values.shape[2:])[slot] = torch.nan
+    after = case.native()
+    assert after[25:40].isnan().all()
+    assert torch.equal(after[:25], before[:25])
+    assert torch.equal(after[40:], before[40:])
+
+
+@pytest.mark.parametrize("seed", range(12))
+def test_random_steps(seed: int) -> None:
+    chooser = random.Random(seed)
+    sequences = [
+        (chooser.choice([1, 1, 1, 2, 9, 50, 130]), chooser.choice([0, 0, 3, 64, 250, 600]))
+        for _ in range(chooser.randint(1, 6))
+    ]
+    kv_heads = chooser.randint(1, 4)
+    heads = (kv_heads * chooser.randint(1, 9), kv_heads, chooser.choice([8, 20, 32, 64, 96, 128]))
+    case = make_case(sequences, heads, chooser.choice([2, 8, 16, 31]), seed)
+    assert error(case.native(), case.expected()) < TOLERANCE

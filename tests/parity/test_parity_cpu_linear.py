@@ -1,0 +1,152 @@
+"""The native product of every storage format against float64 on what its bytes stand for."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator
+from typing import Literal
+
+import pytest
+import torch
+import torch.nn.functional as F
+from stored import FORMATS, make_weight, num_columns
+
+from m2serve.checkpoint.weights import DenseWeight, Int4Weight, Nvfp4Weight, Weight
+from m2serve.kernels import reference
+from m2serve.kernels.cpu_library import load_cpu_library
+from m2serve.kernels.cpu_linear import CpuMatmul
+from m2serve.kernels.dequantize import dequantize
+
+LIBRARY = load_cpu_library()
+pytestmark = pytest.mark.skipif(LIBRARY is None, reason="no CPU kernels here")
+
+NUM_ROWS = (*range(1, 34), 200)
+INTEGER_FORMATS = [name for name in FORMATS if name.startswith(("nvfp4", "mxfp4", "int"))]
+
+
+@pytest.fixture(params=[1, 3])
+def num_threads(request: pytest.FixtureRequest) -> Iterator[int]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(request.param)
+    yield request.param
+    torch.set_num_threads(before)
+
+
+def matmul(activation: Literal["float", "int8"] = "float") -> CpuMatmul:
+    assert LIBRARY is not None
+    return CpuMatmul(LIBRARY, activation)
+
+
+def assert_near(
+    y: torch.Tensor, x: torch.Tensor, weight: Weight, offset_codes: bool = False
+) -> None:
+    """Within float32's rounding of the terms of each sum.
+
+    Codes with a zero point, and the unsigned codes of int8 products, are summed apart from what
+    is subtracted, so that their terms are as large as the largest weight of the row.
+    """
+    values = dequantize(weight).flatten(0, -2).double()
+    terms = values.abs()
+    if offset_codes or (isinstance(weight, Int4Weight) and weight.zero_point is not None):
+        terms = 4 * terms.amax(-1, keepdim=True).expand_as(terms)
+    bound = 1e-6 * F.linear(x.double().abs(), terms) + 1e-37
+    error = (y.double() - F.linear(x.double(), values)).abs()
+    assert bool((error <= bound).all()), float((error / bound).max())
+
+
+@pytest.mark.parametrize("columns", [256, 700, 1536])
+@pytest.mark.parametrize("format", FORMATS)
+def test_any_number_of_rows(format: str, columns: int, num_threads: int) -> None:
+    weight = make_weight(format, 77, columns)
+    for rows in NUM_ROWS if columns == 700 else (1, 4, 5, 16):
+        x = torch.randn(rows, num_columns(weight))
+        assert_near(matmul().linear(x, weight), x, weight)
+
+
+@pytest.mark.parametrize("format", FORMATS)
+def test_activations_of_any_size(format: str) -> None:
+    weight = make_weight(format, 40, 640)
+    for rows in (1, 9):
+        x = torch.randn(rows, num_columns(weight))
+        x[0, ::2] *= 1e-41
+        x[0, 1::3] = 1e8
+        x[-1, 64:192] = 0
+        assert_near(matmul().linear(x, weight), x, weight)
+
+
+@pytest.mark.parametrize("format", FORMATS)
+def test_stacked_matrices_are_rows(format: str) -> None:
+    weight = make_weight(format, 130, 384, batch=(3, 2))
+    x = torch.randn(6, num_columns(weight))
+    assert_near(matmul().linear(x, weight), x, weight)
+
+
+@pytest.mark.parametrize("format", FORMATS)
+def test_the_number_of_threads_changes_no_bit(format: str) -> None:
+    weight = make_weight(format, 300, 700)
+    before = torch.get_num_threads()
+    results = []
+    for count in (1, 2, 5):
+        torch.set_num_threads(count)
+        torch.manual_seed(1)
+        x = torch.randn(20, num_columns(weight))
+        results.append([matmul().linear(x[:rows], weight) for rows in (1, 3, 20)])
+    torch.set_num_threads(before)
+    for other in results[1:]:
+        assert all(torch.equal(a, b) for a, b in zip(results[0], other, strict=True))
+
+
+@pytest.mark.parametrize("format", FORMATS)
+def test_bfloat16_activations(format: str) -> None:
+    weight = make_weight(format, 50, 512)
+    for rows in (1, 7):
+        x = torch.randn(rows, num_columns(weight), dtype=torch.bfloat16)
+        y = matmul().linear(x, weight)
+        assert y.dtype == torch.bfloat16
+        expected = reference.linear(x.float(), weight)
+        torch.testing.assert_close(y.float(), expected, rtol=2e-2, atol=2e-2 * expected.std())
+
+
+def rounded_to_int8(x: torch.Tensor, group: int) -> torch.Tensor:
+    padded = F.pad(x, (0, -x.shape[1] % group)).unflatten(-1, (-1, group))
+    most = padded.abs().amax(-1, keepdim=True)
+    inverse = torch.full_like(most, 127) / most  # 127 / most would multiply by 1 / most
+    codes = torch.where(most > 0, padded * inverse, 0).round()
+    return (codes.double() * (most.double() / 127)).flatten(1)[:, : x.shape[1]]
+
+
+@pytest.mark.parametrize("format", INTEGER_FORMATS)
+def test_int8_activations(format: str) -> None:
+    weight = make_weight(format, 77, 700)
+    group = 16 if isinstance(weight, Nvfp4Weight) else 32
+    for rows in NUM_ROWS:
+        x = torch.randn(rows, num_columns(weight)) * 10 ** torch.randn(rows, 1)
+        x[0, :group] = 0
+        x[-1, group - 1] = 1000
+        y = matmul("int8").linear(x, weight)
+        assert_near(y, rounded_to_int8(x, group), weight, offset_codes=True)
+
+
+def test_int8_activations_leave_float_weights_alone() -> None:
+    weight = make_weight("bf16", 30, 200)
+    x = torch.randn(3, 200)
+    assert torch.equal(matmul("int8").linear(x, weight), matmul().linear(x, weight))
+
+
+def test_no_rows_and_strided_rows() -> None:
+    weight = make_weight("nvfp4", 30, 64)
+    assert matmul().linear(torch.randn(0, 64), weight).shape == (0, 30)
+    x = torch.randn(4, 128)[:, ::2]
+    assert_near(matmul().linear(x, weight), x, weight)
+
+
+def test_what_the_library_cannot_take_is_computed_by_the_reference() -> None:
+    x = torch.randn(2, 96)
+    odd_blocks = dataclasses.replace(make_weight("fp8", 32, 96), block_size=(16, 48))
+    odd_blocks = dataclasses.replace(odd_blocks, scale=torch.rand(2, 2))
+    odd_groups = dataclasses.replace(
+        make_weight("int4-g32", 32, 96), group_size=96, scale=torch.rand(32, 1)
+    )
+    strided = DenseWeight(torch.randn(96, 32).T)
+    for weight in (odd_blocks, odd_groups, strided, DenseWeight(torch.randn(32, 96).double())):
+        torch.testing.assert_close(matmul().linear(x, weight), reference.linear(x, weight))
