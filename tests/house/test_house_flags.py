@@ -31,6 +31,7 @@ FLAGS = {
         "--num-threads",
         "--attention-format",
         "--head-format",
+        "--cpu-activation",
         "--max-num-queued-reqs",
         "--shutdown-timeout",
         "--revision",
@@ -78,6 +79,7 @@ FLAGS = {
         "--num-threads",
         "--device",
         "--dtype",
+        "--cpu-activation",
         "--json",
     ],
 }

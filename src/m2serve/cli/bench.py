@@ -24,6 +24,7 @@ app = typer.Typer(help="Measure.", no_args_is_help=True, rich_markup_mode=None)
 Shape = Literal["m2.5", "mid", "miniature"]
 Format = Literal["bf16", "fp8", "nvfp4", "mxfp4", "int4-g32", "int4-g128", "int8"]
 Device = Literal["auto", "cpu", "cuda"]
+CpuActivation = Literal["float", "int8"]
 DType = Literal["auto", "bfloat16", "float32"]
 
 
@@ -64,6 +65,9 @@ def engine(
     num_threads: Annotated[int, typer.Option(min=0, help="0: one a physical core.")] = 0,
     device: Annotated[Device, typer.Option(help="Where to compute.")] = "auto",
     dtype: Annotated[DType, typer.Option(help="auto: bfloat16 where it is fast.")] = "auto",
+    cpu_activation: Annotated[
+        CpuActivation, typer.Option(help="int8: faster on a CPU with quantised weights.")
+    ] = "float",
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
     """Speed of the engine by itself: its scheduler, sampler and model, without HTTP."""
@@ -88,10 +92,16 @@ def engine(
     formats = (attention_format or "", head_format or "")
     with Console(stderr=True).status("Loading weights"):
         if model is not None:
-            measured = _stored(model, *formats, chosen, DTYPES[chosen_dtype])
+            measured = _stored(model, *formats, chosen, DTYPES[chosen_dtype], cpu_activation)
         else:
             measured = _random(
-                shape or "mid", layers, format or "bf16", *formats, chosen, DTYPES[chosen_dtype]
+                shape or "mid",
+                layers,
+                format or "bf16",
+                *formats,
+                chosen,
+                DTYPES[chosen_dtype],
+                cpu_activation,
             )
     with Console(stderr=True).status("Measuring"):
         result = run_engine_bench(measured, config)
@@ -107,6 +117,7 @@ def engine(
             "num_threads": threads,
             "device": str(chosen),
             "dtype": chosen_dtype,
+            "cpu_activation": cpu_activation,
             "machine": torch.cuda.get_device_name() if chosen.type == "cuda" else machine.cpu_name,
         }
         print(json.dumps({**settings, **dataclasses.asdict(result)}, indent=2))
@@ -120,6 +131,7 @@ def _stored(
     head_format: Any,
     device: torch.device,
     dtype: torch.dtype,
+    cpu_activation: CpuActivation,
 ) -> MiniMaxM2:
     """A checkpoint; raises M2Error, also for a format that weights cannot be requantised to."""
     from m2serve.checkpoint.reader import Checkpoint
@@ -132,6 +144,7 @@ def _stored(
             dtype,
             attention_format=attention_format,
             head_format=head_format,
+            cpu_activation=cpu_activation,
         )
 
 
@@ -143,6 +156,7 @@ def _random(
     head_format: str,
     device: torch.device,
     dtype: torch.dtype,
+    cpu_activation: CpuActivation,
 ) -> MiniMaxM2:
     from m2serve.bench.dummy import dummy_weights
     from m2serve.bench.shapes import named_shape
@@ -157,7 +171,7 @@ def _random(
         device=device,
         dtype=dtype,
     )
-    return make_model(widths, weights)
+    return make_model(widths, weights, cpu_activation)
 
 
 def _show(result: EngineBenchResult, console: Console) -> None:

@@ -35,6 +35,7 @@ _OWN_ONLY = (
     "attention_format",
     "head_format",
     "kv_cache_dtype",
+    "cpu_activation",
 )
 _OWN_OR_STARTED = (
     "dtype",

@@ -25,6 +25,7 @@ from m2serve.spec.shape import ModelShape, load_config, load_json_object
 Device = Literal["auto", "cpu", "cuda"]
 DType = Literal["auto", "bfloat16", "float32"]
 WeightFormat = Literal["bf16", "fp8", "int8"]
+CpuActivation = Literal["float", "int8"]
 KVCacheDType = Literal["auto", "float32", "bfloat16", "int8", "fp8"]
 ReasoningParser = Literal["minimax_m2", "minimax_m2_append_think"]
 Hub = Literal["auto", "huggingface", "modelscope"]
@@ -88,6 +89,10 @@ def serve(
     head_format: Annotated[
         WeightFormat | None, typer.Option(help="The same for the output head.")
     ] = None,
+    cpu_activation: Annotated[
+        CpuActivation,
+        typer.Option(help="int8: faster on a CPU with quantised weights, and rounded."),
+    ] = "float",
     max_num_queued_reqs: Annotated[
         int, typer.Option(min=0, help="Waiting requests before 503; 0: no limit.")
     ] = 1024,
@@ -150,6 +155,7 @@ def serve(
             used_vocab_size=tokenizer.used_vocab_size,
             num_threads=num_threads,
             attention_format=attention_format or "",
+            cpu_activation=cpu_activation,
             head_format=head_format or "",
         ),
         shape,

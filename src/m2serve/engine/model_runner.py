@@ -82,6 +82,7 @@ class ModelRunner:
                 progress,
                 attention_format=config.attention_format,
                 head_format=config.head_format,
+                cpu_activation=config.cpu_activation,
             )
             eos_token_ids = _eos_token_ids(checkpoint)
         check_kv_cache_dtype(kv_cache_dtype, isinstance(model, NativeMiniMaxM2))

@@ -26,6 +26,7 @@ from m2serve.checkpoint.names import (
 from m2serve.checkpoint.reader import Checkpoint
 from m2serve.checkpoint.requantize import WeightFormat, bytes_saved, check_requantizable
 from m2serve.checkpoint.weights import DenseWeight, Weight
+from m2serve.kernels.cpu_linear import CpuActivation
 from m2serve.kernels.dequantize import move
 from m2serve.kernels.dispatch import linear_dtype
 from m2serve.model.layers import AttentionWeights, LayerWeights, ModelWeights, MoeWeights
@@ -41,6 +42,7 @@ def load_model(
     *,
     attention_format: WeightFormat = "",
     head_format: WeightFormat = "",
+    cpu_activation: CpuActivation = "float",
 ) -> MiniMaxM2:
     """Read all weights; `progress` gets the fraction of bytes read.
 
@@ -70,7 +72,7 @@ def load_model(
             for name, format in formats.items()
         ),
     )
-    return make_model(checkpoint.shape, weights)
+    return make_model(checkpoint.shape, weights, cpu_activation)
 
 
 class _Reader:

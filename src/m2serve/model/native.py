@@ -10,6 +10,7 @@ import ctypes
 import torch
 
 from m2serve.checkpoint.weights import DenseWeight, Weight
+from m2serve.errors import UsageError
 from m2serve.kernels.cpu_attention import (
     CpuBatch,
     CpuKVCache,
@@ -17,7 +18,7 @@ from m2serve.kernels.cpu_attention import (
     cpu_kv_cache,
     rotary_frequencies,
 )
-from m2serve.kernels.cpu_library import CpuLibrary, load_cpu_library
+from m2serve.kernels.cpu_library import CpuLibrary, describe_cpu_kernels, load_cpu_library
 from m2serve.kernels.cpu_linear import CpuActivation, activation_code
 from m2serve.kernels.cpu_step import CpuLayer, CpuModel, CpuStep
 from m2serve.kernels.cpu_weights import CpuWeight, cpu_weight
@@ -31,10 +32,18 @@ from m2serve.spec.shape import ModelShape
 def make_model(
     shape: ModelShape, weights: ModelWeights, cpu_activation: CpuActivation = "float"
 ) -> MiniMaxM2:
-    """The fastest decoder there is for the device, the formats and the dtype of the weights."""
+    """The fastest decoder there is for the device, the formats and the dtype of the weights.
+
+    Raises UsageError for rounded activations where the native kernels do not run.
+    """
     device = weights.embedding.device
     kernels = select_kernels(device, cpu_activation)
     library = load_cpu_library() if device.type == "cpu" else None
+    if library is None and cpu_activation != "float":
+        raise UsageError(
+            f"--cpu-activation {cpu_activation} is for the native CPU kernels, which do not run on "
+            f"{device} here ({describe_cpu_kernels()})"
+        )
     if library is not None:
         packed = _Packed(shape, weights, cpu_activation)
         if packed.is_complete:

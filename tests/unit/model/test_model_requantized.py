@@ -131,3 +131,14 @@ def test_the_engine_generates_and_tells_what_was_saved(folders: dict[str, Path])
     assert plain.weight_bytes_saved == 0
     for info in (attention, head):
         assert info.weight_bytes + info.weight_bytes_saved == plain.weight_bytes
+
+
+def test_rounded_activations_need_the_native_kernels(
+    folders: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("m2serve.model.native.load_cpu_library", lambda: None)
+    with (
+        Checkpoint.open(folders["nvfp4"]) as checkpoint,
+        pytest.raises(UsageError, match="--cpu-activation int8 is for the native CPU kernels"),
+    ):
+        load_model(checkpoint, torch.device("cpu"), torch.float32, cpu_activation="int8")

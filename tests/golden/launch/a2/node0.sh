@@ -6,7 +6,7 @@
 # In front of it: m2 serve MiniMaxAI/MiniMax-M2.5 --upstream http://127.0.0.1:8000 --port 8001
 set -euo pipefail
 
-: "${NIC:?the interface that joins the nodes, as ip addr names it}"
+NIC=enp67s0f0np0
 THIS_IP=${THIS_IP:-$(ip -4 -o addr show dev "$NIC" | awk '{sub("/.*", "", $4); print $4; exit}')}
 : "${NODE0_IP:?the address of node 0}"
 
