@@ -62,6 +62,12 @@ FLAGS = {
         "--slo-tpot-ms",
         "--objective",
         "--claim",
+        "--form",
+        "--output-folder",
+        "--host",
+        "--port",
+        "--node-ip",
+        "--nic",
         "--json",
     ],
     "bench engine": [

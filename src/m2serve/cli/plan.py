@@ -4,16 +4,22 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from collections.abc import Sequence
+from pathlib import Path
 from typing import Annotated, Literal
 
 import typer
 from rich.console import Console
 
 from m2serve.cli.plan_text import show
+from m2serve.launch.files import LaunchFile
+from m2serve.launch.forms import launch_files
+from m2serve.launch.options import LaunchOptions
 from m2serve.plan.claim import Verdict, claimed_users, judge_claim
 from m2serve.plan.plan import choose
 from m2serve.records import Objective, Workload, to_json
 
+Form = Literal["text", "json", "shell", "docker", "compose", "kubernetes", "slurm", "recipe"]
 EngineOption = Literal["auto", "own", "vllm", "sglang", "vllm-ascend"]
 
 
@@ -37,6 +43,18 @@ def plan(
     claim: Annotated[
         str | None, typer.Option(help="A figure to judge: '64 users, 3355 tok/s', '115 GB'.")
     ] = None,
+    form: Annotated[Form, typer.Option(help="What to print; the last six are ready to use.")] = (
+        "text"
+    ),
+    output_folder: Annotated[
+        Path | None, typer.Option(help="Write the form's files here instead of printing them.")
+    ] = None,
+    host: Annotated[str, typer.Option(help="Address a form's server listens on.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=1, max=65535, help="Port of a form's server.")] = 8000,
+    node_ip: Annotated[
+        list[str] | None, typer.Option(help="Address of a node, in order; repeat for each.")
+    ] = None,
+    nic: Annotated[str, typer.Option(help="Interface that joins the nodes.")] = "",
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
     """Choose engine, checkpoint and settings for a machine; with exact memory and a forecast."""
@@ -56,10 +74,26 @@ def plan(
     )
     if claim is not None:
         _show_verdicts(judge_claim(claim, made, configuration), as_json)
-    elif as_json:
+    elif as_json or form == "json":
         print(to_json(made))
+    elif form != "text":
+        options = LaunchOptions(host=host, port=port, node_ips=tuple(node_ip or ()), nic=nic)
+        _deliver(launch_files(made, form, options), output_folder)
     else:
         show(made, Console(highlight=False, soft_wrap=True))
+
+
+def _deliver(files: Sequence[LaunchFile], folder: Path | None) -> None:
+    """Into the folder, or one after the other with its name in a comment."""
+    for file in files:
+        if folder is not None:
+            folder.mkdir(parents=True, exist_ok=True)
+            (folder / file.name).write_text(file.text, encoding="utf-8")
+            print(folder / file.name)
+        elif len(files) == 1:
+            print(file.text, end="")
+        else:
+            print(f"# ---- {file.name}\n{file.text}")
 
 
 def _show_verdicts(verdicts: tuple[Verdict, ...], as_json: bool) -> None:

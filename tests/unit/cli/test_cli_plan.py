@@ -1,6 +1,7 @@
 """`m2 plan` as typed."""
 
 import json
+from pathlib import Path
 
 import pytest
 from typer.testing import CliRunner
@@ -42,6 +43,36 @@ def test_json_is_one_object() -> None:
     plan = json.loads(run("MiniMax-M2.5", "--hardware", "2xrtx-pro-6000", "--json"))
     assert plan["hardware"] == "2xrtx-pro-6000"
     assert plan["ranks"][1]["rank"] == 1
+
+
+@pytest.mark.parametrize(
+    ("form", "part"),
+    [
+        ("shell", "#!/usr/bin/env bash"),
+        ("docker", "docker run"),
+        ("compose", "services:"),
+        ("kubernetes", "kind: Service"),
+        ("slurm", "#SBATCH"),
+        ("recipe", "min_vllm_version"),
+    ],
+)
+def test_forms_are_printed(form: str, part: str) -> None:
+    model = ("MiniMaxAI/MiniMax-M2.5", "--hardware", "4xb200", "--engine", "vllm")
+    output = run(*model, "--form", form, "--port", "8123")
+    assert part in output
+    assert "MiniMaxAI/MiniMax-M2.5" in output
+    assert form == "recipe" or "8123" in output
+
+
+def test_each_node_has_a_file_of_its_own(tmp_path: Path) -> None:
+    nodes = ("--nodes", "2", "--node-ip", "10.0.0.1", "--node-ip", "10.0.0.2", "--nic", "eth0")
+    model = ("MiniMaxAI/MiniMax-M2.5", "--hardware", "8x910b3", "--engine", "vllm-ascend")
+    output = run(*model, *nodes, "--form", "shell", "--output-folder", str(tmp_path / "out"))
+    assert len(output.splitlines()) == 2
+    texts = [Path(line).read_text() for line in output.splitlines()]
+    assert "10.0.0.1" in texts[1]
+    assert "--headless" in texts[1]
+    assert "--headless" not in texts[0]
 
 
 def test_options_reach_the_workload() -> None:
