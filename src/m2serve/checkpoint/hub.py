@@ -24,6 +24,16 @@ _PACKAGES = {"huggingface": "huggingface_hub", "modelscope": "modelscope"}
 _EXTRAS = {"huggingface": "hub", "modelscope": "modelscope"}
 
 
+def miniature_folder() -> Path:
+    """Raises UsageError when this copy of the package was built without it."""
+    if not (MINIATURE / "config.json").is_file():
+        raise UsageError(
+            "MODEL is missing, and this build has no built-in miniature: give the folder of a "
+            "checkpoint, or a hub id"
+        )
+    return MINIATURE
+
+
 def resolve(
     model: str, revision: str | None = None, hub: Hub = "auto", *, weights: bool = True
 ) -> Path:

@@ -12,7 +12,7 @@ import typer
 
 from m2serve.chat.identity import model_identity
 from m2serve.chat.tokenizer import Tokenizer
-from m2serve.checkpoint.hub import MINIATURE, MINIATURE_NAME, resolve
+from m2serve.checkpoint.hub import MINIATURE_NAME, miniature_folder, resolve
 from m2serve.cli.engines import EngineChoice, EngineKind, given_options, make_engine
 from m2serve.cli.loading import show_loading
 from m2serve.engine.config import EngineConfig
@@ -123,7 +123,9 @@ def serve(
 ) -> None:
     """Serve a checkpoint."""
     logging.basicConfig(level=logging.INFO, format="%(levelname)s %(message)s")
-    folder = MINIATURE if model is None else resolve(model, revision, hub, weights=not upstream)
+    folder = (
+        miniature_folder() if model is None else resolve(model, revision, hub, weights=not upstream)
+    )
     shape = ModelShape.from_config(load_config(folder))
     tokenizer = Tokenizer.load(folder)
     if tokenizer.used_vocab_size > shape.vocab_size:
