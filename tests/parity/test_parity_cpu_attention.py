@@ -21,6 +21,11 @@ HEADS = [(48, 8, 128), (16, 4, 64), (5, 1, 32), (4, 4, 24), (6, 2, 40), (7, 7, 1
 TOLERANCE = 1e-5
 
 
+def heads_first(cache: torch.Tensor) -> torch.Tensor:
+    """The same, in the order in memory the native library wants."""
+    return cache.transpose(1, 2).contiguous().transpose(1, 2)
+
+
 @dataclass
 class Case:
     q: torch.Tensor
@@ -31,7 +36,9 @@ class Case:
     block_table: torch.Tensor
 
     def native(self) -> torch.Tensor:
-        return NATIVE.paged_attention(*vars(self).values())
+        keys, values = heads_first(self.keys), heads_first(self.values)
+        where = (self.query_start_loc, self.seq_lens, self.block_table)
+        return NATIVE.paged_attention(self.q, keys, values, *where)
 
     def expected(self) -> torch.Tensor:
         """In float64, so that the error is ours alone."""

@@ -29,10 +29,11 @@ class Cache:
     """One layer's, of 3 blocks of 16 slots, with a value for each of 40 tokens written to it."""
 
     def __init__(self, dtype: torch.dtype, values: torch.Tensor) -> None:
-        size = (3, 16, HEADS, HEAD_DIM)
-        self.parts = [torch.zeros(size, dtype=dtype) for _ in range(2)]
+        size = (3, HEADS, 16, HEAD_DIM)
+        self.parts = [torch.zeros(size, dtype=dtype).transpose(1, 2) for _ in range(2)]
         if dtype == torch.int8:
-            self.parts += [torch.full(size[:-1], torch.nan) for _ in range(2)]
+            scales = [torch.full(size[:-1], torch.nan).transpose(1, 2) for _ in range(2)]
+            self.parts += scales
         self.slots = torch.randperm(48, generator=torch.Generator().manual_seed(1))[: len(values)]
         ones = torch.ones(HEADS * HEAD_DIM)
         keys = torch.randn(values.shape, generator=torch.Generator().manual_seed(2))
@@ -43,7 +44,7 @@ class Cache:
         )[1]
 
     def stored(self, part: int) -> torch.Tensor:
-        return self.parts[part].view(-1, *self.parts[part].shape[2:])[self.slots]
+        return self.parts[part].flatten(0, 1)[self.slots]
 
     def floats(self, part: int) -> torch.Tensor:
         """[num_blocks, block_size, G, D] as the attention has to read it."""
@@ -111,7 +112,7 @@ def test_what_is_not_finite_is_not_hidden(dtype: torch.dtype, wrong: float) -> N
     for scales in cache.parts[2:]:
         unwritten = torch.ones(48, dtype=torch.bool)
         unwritten[cache.slots] = False
-        scales.view(-1, HEADS)[unwritten] = 0
+        scales[unwritten.view(3, 16)] = 0
     out = NATIVE.paged_attention(q, *cache.parts[:2], starts, lens, table, *cache.parts[2:])
     assert out[0, 0].isfinite().all()
     assert out[0, 1].isfinite().all() == (dtype == torch.float8_e4m3fn and wrong == torch.inf)

@@ -48,6 +48,13 @@ def test_rms_norm_leaves_its_input_alone_and_passes_nan_on() -> None:
     assert not ours[[0, 2]].isnan().any()
 
 
+def empty(num_blocks: int, block_size: int, *inner: int, dtype: torch.dtype) -> torch.Tensor:
+    """A cache of nines, its heads before the slots in memory."""
+    kv_heads, head_dim = inner
+    size = (num_blocks, kv_heads, block_size, head_dim)
+    return torch.full(size, 9.0, dtype=dtype).transpose(1, 2)
+
+
 @pytest.mark.parametrize(
     ("num_heads", "kv_heads", "head_dim", "rotary_dim"),
     [(48, 8, 128, 64), (16, 4, 64, 32), (5, 1, 32, 8), (3, 3, 20, 6), (2, 1, 16, 16)],
@@ -62,7 +69,7 @@ def test_norm_rotate_and_store(
     )
     q_norm, k_norm = random(num_heads * head_dim, seed=4), random(kv_heads * head_dim, seed=5)
     slots = torch.tensor([11, 0, 7, 6, 3])
-    keys, values = (torch.full((4, 3, kv_heads, head_dim), 9.0, dtype=dtype) for _ in range(2))
+    keys, values = (empty(4, 3, kv_heads, head_dim, dtype=dtype) for _ in range(2))
     ours = NATIVE.norm_rotate_and_store(
         q,
         k,
@@ -80,7 +87,7 @@ def test_norm_rotate_and_store(
         normed = reference.rms_norm(x.flatten(1), norm, EPS).view_as(x)
         assert torch.allclose(turned, reference.apply_rotary(normed, *rotary), rtol=1e-5, atol=1e-5)
     # What the cache holds is exactly what came out, rounded once.
-    expected_keys, expected_values = torch.full_like(keys, 9.0), torch.full_like(values, 9.0)
+    expected_keys, expected_values = (torch.full_like(keys, 9.0) for _ in range(2))
     reference.write_kv(ours[1], v, expected_keys, expected_values, slots)
     assert torch.equal(keys, expected_keys)
     assert torch.equal(values, expected_values)

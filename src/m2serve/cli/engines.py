@@ -13,6 +13,7 @@ from typing import Literal
 import typer
 
 from m2serve.chat.tokenizer import Tokenizer
+from m2serve.cli.planned import PlannedEngine, planned_engine
 from m2serve.doctor.log import explain_log
 from m2serve.engine.client import EngineClient
 from m2serve.engine.config import EngineConfig
@@ -20,6 +21,7 @@ from m2serve.engine.scripted import ScriptedEngine, TurnIds
 from m2serve.engine.supervisor import SupervisedEngine
 from m2serve.engine.upstream import UpstreamEngine, UpstreamModel
 from m2serve.errors import UsageError
+from m2serve.launch.container import container_launch
 from m2serve.launch.engine import LaunchedEngine
 from m2serve.launch.local import LaunchedName, engine_argv, local_launch
 from m2serve.launch.process import EngineProcess
@@ -90,17 +92,43 @@ def make_engine(
         return engine if scripted is None else _scripted(engine, scripted, tokenizer)
     _refuse(choice, (*_OWN_ONLY, "upstream_api_key"), f"--engine {kind}")
     port = _free_port()
+    url = f"http://127.0.0.1:{port}"
+    upstream = _upstream(choice, (url,), config, shape, tokenizer)
+    launch = _launch(kind, choice, config, port)
+    return launched(launch, upstream, kind, restart=choice.restart)
+
+
+def _launch(
+    kind: LaunchedName, choice: EngineChoice, config: EngineConfig, port: int
+) -> NodeLaunch:
+    """The plan's settings for this machine, then what was asked for; in a container where the
+    engine is not installed and docker is."""
+    asked = _settings(kind, config, choice.given)
+    planned = planned_engine(kind, config, frozenset(name for name, _ in asked))
+    if planned.plan is not None:
+        typer.echo(f"Planned for {planned.plan.hardware}: {' '.join(_words(planned))}", err=True)
+    for command in planned.host_commands:
+        typer.echo(f"Faster after, as root: {command}", err=True)
     argv = engine_argv(
         kind,
         config.model_path,
         port,
-        settings=_settings(kind, config, choice.given),
+        settings=[*planned.flags, *asked],
         command=choice.command,
         extra=choice.arguments,
     )
-    url = f"http://127.0.0.1:{port}"
-    upstream = _upstream(choice, (url,), config, shape, tokenizer)
-    return launched(local_launch(argv), upstream, kind, restart=choice.restart)
+    launch = local_launch(argv, planned.env)
+    is_missing = not choice.command and shutil.which(launch.argv[0]) is None
+    if not (is_missing and planned.accelerators and shutil.which("docker")):
+        return launch
+    name = f"m2-{kind}-{port}"
+    typer.echo(f"{kind} is not installed; it runs in container {name}", err=True)
+    return container_launch(launch, kind, planned.accelerators, folder=config.model_path, name=name)
+
+
+def _words(planned: PlannedEngine) -> list[str]:
+    flags = [word for flag in planned.flags for word in flag if word is not None]
+    return [*(f"{name}={value}" for name, value in planned.env.items()), *flags]
 
 
 def launched(

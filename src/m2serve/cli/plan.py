@@ -12,12 +12,14 @@ import typer
 from rich.console import Console
 
 from m2serve.cli.plan_text import show
+from m2serve.devices import local_hardware
 from m2serve.launch.files import LaunchFile
 from m2serve.launch.forms import launch_files
 from m2serve.launch.options import LaunchOptions
 from m2serve.plan.claim import Verdict, claimed_users, judge_claim
 from m2serve.plan.plan import choose
 from m2serve.records import Objective, Workload, to_json
+from m2serve.spec.hardware import hardware_text
 
 Form = Literal["text", "json", "shell", "docker", "compose", "kubernetes", "slurm", "recipe"]
 EngineOption = Literal["auto", "own", "vllm", "sglang", "vllm-ascend"]
@@ -26,7 +28,8 @@ EngineOption = Literal["auto", "own", "vllm", "sglang", "vllm-ascend"]
 def plan(
     model: Annotated[str, typer.Argument(help="Hub id, folder, or a family: MiniMax-M2.5.")],
     hardware: Annotated[
-        str, typer.Option(help="Devices of a node: 2xrtx-pro-6000, 1xrtx-pro-6000+2xrtx-4090.")
+        str,
+        typer.Option(help="Devices of a node: 2xrtx-pro-6000, 1xrtx-pro-6000+2xrtx-4090, local."),
     ],
     nodes: Annotated[int, typer.Option(min=1, help="Equal nodes.")] = 1,
     host_memory_gib: Annotated[int, typer.Option(min=0, help="Of a node; 0: unknown.")] = 0,
@@ -69,6 +72,10 @@ def plan(
         slo_tpot_ms=slo_tpot_ms,
         objective=objective,
     )
+    if hardware == "local":
+        machine = local_hardware()
+        hardware = hardware_text(machine)
+        host_memory_gib = host_memory_gib or machine.host_memory_bytes >> 30
     made, configuration = choose(
         model, hardware, workload, engine, engine_version, nodes, host_memory_gib << 30
     )

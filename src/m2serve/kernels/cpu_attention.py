@@ -59,16 +59,19 @@ def cpu_kv_cache(
     key_scales: torch.Tensor | None = None,
     value_scales: torch.Tensor | None = None,
 ) -> CpuKVCache:
-    """Of keys and values [..., num_blocks, block_size, G, D] and, for int8, scales [..., G]."""
+    """Of keys and values [..., num_blocks, block_size, G, D] and, for int8, scales [..., G].
+
+    In memory block_size and G have to be the other way round, as model.allocate_kv_cache makes it.
+    """
     has_scales = key_scales is not None and value_scales is not None
     assert has_scales == (keys.dtype == torch.int8)
     return CpuKVCache(
         KV_FORMATS[keys.dtype],
         *keys.shape[-4:],
-        address(keys),
-        address(values),
-        None if key_scales is None else address(key_scales),
-        None if value_scales is None else address(value_scales),
+        address(keys.transpose(-3, -2)),
+        address(values.transpose(-3, -2)),
+        None if key_scales is None else address(key_scales.transpose(-2, -1)),
+        None if value_scales is None else address(value_scales.transpose(-2, -1)),
     )
 
 

@@ -65,8 +65,9 @@ def write_kv(
     slot_mapping_T: torch.Tensor,
 ) -> None:
     """Store the step's keys and values in one layer's cache [num_blocks, block_size, G, D]."""
-    keys.view(-1, *keys.shape[2:]).index_copy_(0, slot_mapping_T, k_TGD.to(keys.dtype))
-    values.view(-1, *values.shape[2:]).index_copy_(0, slot_mapping_T, v_TGD.to(values.dtype))
+    blocks, offsets = slot_mapping_T // keys.shape[1], slot_mapping_T % keys.shape[1]
+    keys[blocks, offsets] = k_TGD.to(keys.dtype)
+    values[blocks, offsets] = v_TGD.to(values.dtype)
 
 
 def paged_attention(

@@ -32,7 +32,8 @@ class ForwardBatch:
 class KVCache:
     """Paged keys and values of all layers: [L, num_blocks, block_size, Hkv, D] each.
 
-    int8 ones have a float32 scale for every token and head, [L, num_blocks, block_size, Hkv].
+    int8 ones have a float32 scale for every token and head, [L, num_blocks, block_size, Hkv]. In
+    main memory the vectors of a head of a block lie side by side: the two dims change places.
     """
 
     keys: torch.Tensor

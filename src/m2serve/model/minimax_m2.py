@@ -102,15 +102,18 @@ def allocate_kv_cache(
 
     `dtype` is a floating one, of the native model also float8_e4m3fn or int8.
     """
-    size = (
-        shape.num_hidden_layers,
-        num_blocks,
-        block_size,
-        shape.num_key_value_heads,
-        shape.head_dim,
-    )
-    keys, values = (torch.empty(size, device=device, dtype=dtype) for _ in range(2))
+    outer = (shape.num_hidden_layers, num_blocks)
+    heads_first = device.type == "cpu"
+
+    def part(dtype: torch.dtype, *inner: int) -> torch.Tensor:
+        if not heads_first:
+            size = (*outer, block_size, shape.num_key_value_heads, *inner)
+            return torch.empty(size, device=device, dtype=dtype)
+        size = (*outer, shape.num_key_value_heads, block_size, *inner)
+        return torch.empty(size, device=device, dtype=dtype).transpose(2, 3)
+
+    keys, values = (part(dtype, shape.head_dim) for _ in range(2))
     if dtype != torch.int8:
         return KVCache(keys, values)
-    key_scales, value_scales = (torch.empty(size[:-1], device=device) for _ in range(2))
+    key_scales, value_scales = (part(torch.float32) for _ in range(2))
     return KVCache(keys, values, key_scales, value_scales)

@@ -121,19 +121,17 @@ void AttentionPlan::run_item(const Item& item, int64_t head, const m2_kv_cache& 
     std::fill(max, max + rows, -std::numeric_limits<float>::infinity());
     std::fill(sum, sum + rows, 0.0f);
 
-    const int64_t head_bytes = head_dim_ * kv_element_bytes(cache.format);
-    const auto* keys = static_cast<const uint8_t*>(cache.keys);
-    const auto* values = static_cast<const uint8_t*>(cache.values);
+    const int64_t before = head * cache.block_size;  // vectors of the heads before this one
+    const int64_t bytes = before * head_dim_ * kv_element_bytes(cache.format);
     const HeadCache one{cache.format,
                         cache.block_size,
+                        kv_heads_,
                         head_dim_,
                         batch.block_table + item.sequence * batch.blocks,
-                        keys + head * head_bytes,
-                        values + head * head_bytes,
-                        cache.key_scales ? cache.key_scales + head : nullptr,
-                        cache.value_scales ? cache.value_scales + head : nullptr,
-                        kv_heads_ * head_bytes,
-                        kv_heads_};
+                        static_cast<const uint8_t*>(cache.keys) + bytes,
+                        static_cast<const uint8_t*>(cache.values) + bytes,
+                        cache.key_scales ? cache.key_scales + before : nullptr,
+                        cache.value_scales ? cache.value_scales + before : nullptr};
     const QueryRows queries{group_, item.num_tokens, item.first_position, scaled, max, sum, state};
     kernels.attend(one, item.first_key, item.end_key, queries, memory);
     if (item.partial >= 0) return;

@@ -8,8 +8,9 @@
 
 extern "C" {
 
-// Keys and values [num_blocks, block_size, kv_heads, head_dim] of each layer, layers one after the
-// other, and their scales [num_blocks, block_size, kv_heads] (null unless INT8).
+// Keys and values [num_blocks, kv_heads, block_size, head_dim] of each layer, layers one after the
+// other, and their scales [num_blocks, kv_heads, block_size] (null unless INT8). The vectors of a
+// head lie side by side, because a thread reads those of one head.
 struct m2_kv_cache {
     int32_t format;
     int64_t num_blocks, block_size, kv_heads, head_dim;

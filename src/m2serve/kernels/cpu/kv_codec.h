@@ -25,40 +25,40 @@ inline F kv_floats(const uint8_t* from) {
     return (F)((Ints)((Floats)bits * 0x1p120f) | is_nan);
 }
 
-// Goes through the slots of positions first.. in order.
-class Slots {
+// Goes through the vectors of positions first.. in order: their distance from the head's first.
+class Vectors {
   public:
-    Slots(const HeadCache& cache, int64_t first)
+    Vectors(const HeadCache& cache, int64_t first)
         : block_(cache.blocks + first / cache.block_size),
           offset_(first % cache.block_size),
-          size_(cache.block_size) {}
+          size_(cache.block_size),
+          all_heads_(cache.block_size * cache.kv_heads) {}
 
     int64_t next() {
         if (offset_ == size_) {
             offset_ = 0;
             ++block_;
         }
-        return *block_ * size_ + offset_++;
+        return *block_ * all_heads_ + offset_++;
     }
 
   private:
     const int32_t* block_;
-    int64_t offset_, size_;
+    int64_t offset_, size_, all_heads_;
 };
 
-// Asks for the heads of positions first.. ahead of their use: they are too far apart for the
-// processor to foresee.
+// Asks for the vectors of positions first.. ahead of their use.
 inline void prefetch_heads(const HeadCache& cache, const uint8_t* base, int64_t first,
                            int64_t count) {
     const int64_t bytes = cache.head_dim * kv_element_bytes(cache.format);
-    Slots slots(cache, first);
+    Vectors vectors(cache, first);
     for (int64_t j = 0; j < count; ++j) {
-        const uint8_t* from = base + slots.next() * cache.slot_bytes;
+        const uint8_t* from = base + vectors.next() * bytes;
         for (int64_t b = 0; b < bytes; b += 64) __builtin_prefetch(from + b, 0, 2);
     }
 }
 
-// One head of one slot as padded floats.
+// One vector as padded floats.
 template <int32_t format>
 inline void load_head(const uint8_t* from, int64_t head_dim, float scale, float* to) {
     constexpr int64_t kSize = kv_element_bytes(format);
@@ -83,15 +83,15 @@ inline void load_heads_of(const HeadCache& cache, const uint8_t* base, const flo
                           int64_t first, int64_t count, float* tile, const float** vectors) {
     const int64_t padded = padded_head(cache.head_dim);
     const bool in_place = format == M2_KV_F32 && padded == cache.head_dim;
-    Slots slots(cache, first);
+    Vectors places(cache, first);
     for (int64_t j = 0; j < count; ++j) {
-        const int64_t slot = slots.next();
-        const uint8_t* from = base + slot * cache.slot_bytes;
+        const int64_t place = places.next();
+        const uint8_t* from = base + place * cache.head_dim * kv_element_bytes(format);
         if (in_place) {
             vectors[j] = reinterpret_cast<const float*>(from);
             continue;
         }
-        const float scale = format == M2_KV_INT8 ? scales[slot * cache.scale_stride] : 1.0f;
+        const float scale = format == M2_KV_INT8 ? scales[place] : 1.0f;
         load_head<format>(from, cache.head_dim, scale, tile + j * padded);
         vectors[j] = tile + j * padded;
     }

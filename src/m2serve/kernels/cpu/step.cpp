@@ -68,8 +68,10 @@ void norm_rotate_and_store(const QkvRows& rows, const m2_kv_cache& cache) {
     const int64_t kv_size = cache.kv_heads * cache.head_dim;
     const int64_t head_bytes = cache.head_dim * kv_element_bytes(cache.format);
     const auto store = [&](const float* from, void* base, float* scales, int64_t slot) {
+        const int64_t block = slot / cache.block_size;
         for (int64_t head = 0; head < cache.kv_heads; ++head) {
-            const int64_t index = slot * cache.kv_heads + head;
+            const int64_t index =
+                (block * cache.kv_heads + head) * cache.block_size + slot % cache.block_size;
             kernels.store_head(cache.format, from + head * cache.head_dim, cache.head_dim,
                                static_cast<uint8_t*>(base) + index * head_bytes,
                                scales ? scales + index : nullptr);

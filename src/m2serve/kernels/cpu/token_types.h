@@ -26,17 +26,16 @@ constexpr int64_t kv_element_bytes(int32_t format) {
     return format == M2_KV_F32 ? 4 : format == M2_KV_BF16 ? 2 : 1;
 }
 
-// The keys and values of one sequence, layer and key/value head. `keys` and `values` point at slot 0
-// of the head; slots lie `slot_bytes` and their scales `scale_stride` floats apart.
+// The keys and values of one sequence, layer and key/value head. The pointers are to the head's part
+// of block 0; the next block's follows after the other heads' parts of this one.
 struct HeadCache {
     int32_t format;
-    int64_t block_size, head_dim;
+    int64_t block_size, kv_heads, head_dim;
     const int32_t* blocks;
     const uint8_t* keys;
     const uint8_t* values;
     const float* key_scales;
     const float* value_scales;
-    int64_t slot_bytes, scale_stride;
 };
 
 // `heads` query rows for each of `num_tokens` tokens at consecutive positions, token after token.

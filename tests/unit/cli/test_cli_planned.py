@@ -1,0 +1,84 @@
+"""An engine that `m2 serve` starts gets the plan's settings for this machine."""
+
+from pathlib import Path
+
+import pytest
+from tiny import build_tiny
+
+from m2serve.chat.tokenizer import Tokenizer
+from m2serve.cli import engines, planned
+from m2serve.cli.engines import EngineChoice, make_engine
+from m2serve.engine.config import EngineConfig
+from m2serve.errors import UsageError
+from m2serve.spec.hardware import Hardware, parse_hardware
+from m2serve.spec.shape import ModelShape, load_config
+
+
+def launch_on(
+    hardware: Hardware,
+    folder: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    *,
+    programs: tuple[str, ...] = ("vllm",),
+    max_num_seqs: int = 0,
+):
+    """The launch that `m2 serve --engine vllm` would start."""
+    found = []
+    monkeypatch.setattr(planned, "local_hardware", lambda: hardware)
+    monkeypatch.setattr(engines.shutil, "which", lambda name: name if name in programs else None)
+    monkeypatch.setattr(engines, "launched", lambda launch, *_, **__: found.append(launch))
+    given = frozenset({"model", "engine"} | ({"max_num_seqs"} if max_num_seqs else set()))
+    choice = EngineChoice("vllm", (), None, (), (), False, None, given)
+    config = EngineConfig(model_path=str(folder), max_num_seqs=max_num_seqs or 64)
+    make_engine(choice, config, ModelShape.from_config(load_config(folder)), Tokenizer.load(folder))
+    return found[0]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return build_tiny(tmp_path_factory.mktemp("tiny"), num_hidden_layers=2).folder
+
+
+def test_accelerators_bring_the_plans_settings(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    launch = launch_on(parse_hardware("1xh200"), folder, monkeypatch)
+    assert launch.argv[:3] == ("vllm", "serve", str(folder))
+    assert "--gpu-memory-utilization" in launch.argv
+    assert "--tool-call-parser" in launch.argv
+    assert "--served-model-name" not in launch.argv
+
+
+def test_what_was_asked_for_replaces_the_plans(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    launch = launch_on(parse_hardware("1xh200"), folder, monkeypatch, max_num_seqs=7)
+    assert launch.argv.count("--max-num-seqs") == 1
+    assert launch.argv[launch.argv.index("--max-num-seqs") + 1] == "7"
+
+
+def test_a_cpu_keeps_the_engines_defaults(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    launch = launch_on(parse_hardware("1xepyc-9004"), folder, monkeypatch)
+    assert "--gpu-memory-utilization" not in launch.argv
+    assert launch.env == ()
+
+
+def test_docker_stands_in_for_an_engine_that_is_not_installed(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    launch = launch_on(parse_hardware("1xh200"), folder, monkeypatch, programs=("docker",))
+    assert launch.argv[:2] == ("docker", "run")
+    assert launch.image.startswith("vllm/vllm-openai")
+    assert "--gpu-memory-utilization" in launch.argv
+
+
+def test_neither_engine_nor_docker_is_one_sentence(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(planned, "local_hardware", lambda: parse_hardware("1xh200"))
+    monkeypatch.setattr(engines.shutil, "which", lambda name: None)
+    choice = EngineChoice("vllm", (), None, (), (), False, None, frozenset({"model", "engine"}))
+    config = EngineConfig(model_path=str(folder))
+    shape = ModelShape.from_config(load_config(folder))
+    with pytest.raises(UsageError, match="'vllm' is not a program here"):
+        make_engine(choice, config, shape, Tokenizer.load(folder))
