@@ -13,6 +13,7 @@ from rich.console import Console
 
 from m2serve.cli.plan_text import show
 from m2serve.devices import local_hardware
+from m2serve.errors import UsageError
 from m2serve.launch.files import LaunchFile
 from m2serve.launch.forms import launch_files
 from m2serve.launch.options import LaunchOptions
@@ -74,6 +75,12 @@ def plan(
     )
     if hardware == "local":
         machine = local_hardware()
+        if machine.groups[0].accelerator.bandwidth_gb_per_s == 0:
+            raise UsageError(
+                f"{machine.groups[0].accelerator.title}: no accelerator is here, and the memory "
+                "bandwidth of this processor is unknown; name a machine such as epyc-9005, or "
+                "measure with m2 bench engine"
+            )
         hardware = hardware_text(machine)
         host_memory_gib = host_memory_gib or machine.host_memory_bytes >> 30
     made, configuration = choose(

@@ -7,7 +7,10 @@ import pytest
 from typer.testing import CliRunner
 
 from m2serve.cli.main import app
+from m2serve.devices import processor_hardware
+from m2serve.environment import this_machine
 from m2serve.errors import UsageError
+from m2serve.spec.hardware import parse_hardware
 
 runner = CliRunner()
 
@@ -107,3 +110,19 @@ def test_unknown_hardware_is_one_sentence() -> None:
 @pytest.mark.parametrize("hardware", ["1xrtx-pro-6000+2xrtx-4090", "2xdgx-spark", "1xepyc-9005"])
 def test_every_kind_of_machine_prints(hardware: str) -> None:
     assert "settings:" in run("MiniMax-M2.5", "--hardware", hardware)
+
+
+def test_a_machine_without_accelerators_says_what_is_missing(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    machine = this_machine()
+    monkeypatch.setattr("m2serve.cli.plan.local_hardware", lambda: processor_hardware(machine))
+    result = runner.invoke(app, ["plan", "MiniMaxAI/MiniMax-M2.5", "--hardware", "local"])
+    assert isinstance(result.exception, UsageError)
+    assert "bandwidth of this processor is unknown" in str(result.exception)
+
+
+def test_local_accelerators_are_planned_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("m2serve.cli.plan.local_hardware", lambda: parse_hardware("4xb200"))
+    plan = json.loads(run("MiniMaxAI/MiniMax-M2.5", "--hardware", "local", "--json"))
+    assert plan["hardware"] == "4xb200"
