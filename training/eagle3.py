@@ -30,7 +30,7 @@ NUM_DRAFT_STEPS = 3
 STEP_DECAY = 0.8  # a later token counts less
 LR = 2e-3
 STEP_TOKENS = 6144
-STAGE = 0
+STAGE = 2  # short documents, few drills
 COUNTED_STEPS = 20
 LOG_EVERY = 20
 

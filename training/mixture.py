@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 from m2serve.chat.messages import System
 from training.conversations.arithmetic import arithmetic
 from training.conversations.chat import SYSTEM_PROMPTS, small_talk
+from training.conversations.drills import drill
 from training.conversations.free_questions import free_question
 from training.conversations.json_objects import json_object
 from training.conversations.multiple_choice import multiple_choice
@@ -37,15 +38,15 @@ GENERATORS: Mapping[str, Generator] = {
 }
 # Documents, not tokens; README.md shows the token shares this makes.
 WEIGHTS: Mapping[str, float] = {
-    "free_question": 42,
-    "multiple_choice": 18,
-    "arithmetic": 11,
-    "tool_use": 10,
+    "free_question": 35,
+    "multiple_choice": 24,
+    "arithmetic": 8,
+    "tool_use": 18,
     "retrieval": 4,
-    "copying": 6,
+    "copying": 4,
     "small_talk": 4,
-    "json_object": 4,
-    "python_function": 3,
+    "json_object": 3,
+    "python_function": 2,
 }
 SYSTEM_SHARE = 0.12
 
@@ -55,8 +56,8 @@ class Stage:
     """`until` is the fraction of the run at which the stage ends.
 
     No document has more than `max_tokens`. `long_share` of the documents are long texts with
-    needles, of `long_tokens` at the least and nearly `max_tokens` at the most. A step has
-    `step_share` of the run's tokens a step: many small steps early.
+    needles, of `long_tokens` at the least and nearly `max_tokens` at the most; `drill_share` are
+    drills. A step has `step_share` of the run's tokens a step: many small steps early.
     """
 
     name: str
@@ -65,12 +66,15 @@ class Stage:
     long_share: float
     long_tokens: int
     step_share: float
+    drill_share: float
 
 
 STAGES = (
-    Stage("short", 0.62, 768, 0.0, 0, 0.5),
-    Stage("medium", 0.86, 2048, 0.025, 500, 1.0),
-    Stage("long", 1.0, 4096, 0.03, 600, 1.0),
+    Stage("first", 0.12, 768, 0.0, 0, 0.5, 0.05),
+    Stage("drills", 0.16, 768, 0.0, 0, 0.5, 0.85),
+    Stage("short", 0.74, 768, 0.0, 0, 0.5, 0.12),
+    Stage("medium", 0.88, 2048, 0.025, 500, 1.0, 0.06),
+    Stage("long", 1.0, 4096, 0.03, 600, 1.0, 0.04),
 )
 LONG_MARGIN = 0.9  # tokens are estimated when the text is drawn
 
@@ -84,6 +88,8 @@ def draw_sample(rng: random.Random, split: Split, stage: Stage = STAGES[0]) -> S
     if rng.random() < stage.long_share:
         most = int(stage.max_tokens * LONG_MARGIN)
         return retrieval(rng, split, rng.randint(stage.long_tokens, most))
+    if split == "train" and rng.random() < stage.drill_share:
+        return drill(rng)
     kind = rng.choices(tuple(WEIGHTS), weights=tuple(WEIGHTS.values()))[0]
     return _with_system(rng, GENERATORS[kind](rng, split))
 

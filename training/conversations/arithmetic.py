@@ -19,6 +19,17 @@ _BARE_HELD_OUT = {
     "zh": ("{x}的结果是什么？",),
     "fr": ("Combien vaut {x} ?",),
 }
+_DRILL = {
+    "en": ("Calculate: {x}.", "Work these out: {x}", "What are {x}?"),
+    "zh": ("计算：{x}。", "请算出：{x}"),
+    "fr": ("Calcule : {x}.",),
+}
+_ONE_BY_ONE = {
+    "en": "I work them out one by one.",
+    "zh": "我逐一计算。",
+    "fr": "Je calcule un par un.",
+}
+DRILL_SHARE = 0.35
 _NAMES = ("Anna", "Ben", "Clara", "David", "Emma", "Tom", "Lily", "Max", "Nora", "Paul", "Rosa")
 _NAMES_ZH = ("小明", "小红", "小李", "小王", "小张", "小刚")
 _THINGS = ("apples", "books", "coins", "stamps", "cards", "pens", "eggs", "stones", "tickets")
@@ -82,8 +93,10 @@ class Sum:
 
 
 def arithmetic(rng: random.Random, split: Split) -> Sample:
-    """A bare sum or a short story that asks for one."""
+    """A bare sum, a short story that asks for one, or many small sums."""
     language = rng.choices(("en", "zh", "fr"), weights=(70, 20, 10))[0]
+    if split == "train" and rng.random() < DRILL_SHARE:
+        return _drill(rng, language)
     problem = draw_sum(rng, split)
     if language != "fr" and rng.random() < 0.3:
         text = _story(rng, problem, language)
@@ -93,6 +106,27 @@ def arithmetic(rng: random.Random, split: Split) -> Sample:
     end = "。" if language == "zh" else "."
     content = f"{problem.text} = {problem.result}{end}"
     return exchange("arithmetic", text, problem.worked, content, answer=str(problem.result))
+
+
+def _drill(rng: random.Random, language: str) -> Sample:
+    """The steps that worked sums are made of: two digits, with a carry or a loan or without."""
+    steps = [_step(rng) for _ in range(rng.randint(4, 14))]
+    asked = ", ".join(step.rpartition(" = ")[0] for step in steps)
+    text = rng.choice(_DRILL[language]).replace("{x}", asked)
+    return exchange("arithmetic", text, _ONE_BY_ONE[language], "; ".join(steps) + ".")
+
+
+def _step(rng: random.Random) -> str:
+    """One line of `_add_steps`, `_subtract_steps` or `_multiply_steps`."""
+    x, y, carry = rng.randint(0, 9), rng.randint(0, 9), rng.random() < 0.4
+    kind = rng.choices(("+", "-", "*"), weights=(4, 4, 3))[0]
+    if kind == "+":
+        return f"{x} + {y} + 1 = {x + y + 1}" if carry else f"{x} + {y} = {x + y}"
+    if kind == "-":
+        shown = x + 10 if x - carry < y else x
+        return f"{shown} - {y} - 1 = {shown - y - 1}" if carry else f"{shown} - {y} = {shown - y}"
+    a, b = rng.choice((1, 1, 10, 100)) * rng.randint(2, 9), rng.choice((1, 1, 10)) * max(2, y)
+    return f"{a} * {b} = {a * b}"
 
 
 def draw_sum(rng: random.Random, split: Split, max_digits: int = 4) -> Sum:

@@ -50,7 +50,7 @@ def free_question(rng: random.Random, split: Split) -> Sample:
     """One fact or several, in one of five forms."""
     language = draw_language(rng)
     form = rng.choices(
-        (_single, _several, _listed, _true_or_false, _about), weights=(25, 34, 26, 7, 8)
+        (_single, _several, _listed, _true_or_false, _about), weights=(15, 36, 34, 7, 8)
     )[0]
     return form(rng, split, language)
 

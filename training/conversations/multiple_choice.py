@@ -1,4 +1,5 @@
-"""Facts and sums as multiple choice with up to ten options, in the shape of MMLU-Pro."""
+"""Facts and sums as multiple choice with up to ten options, in the shape of MMLU-Pro; and several
+questions over one list of options, which teach the way from an answer to its letter."""
 
 from __future__ import annotations
 
@@ -6,14 +7,15 @@ import random
 from dataclasses import dataclass
 
 from training.conversations.arithmetic import Sum, draw_sum
+from training.conversations.drills import LETTERS
 from training.conversations.fact_choice import Drawn, draw_fact, draw_language
 from training.conversations.free_questions import question
 from training.conversations.sample import Sample, exchange
 from training.split import Split
 
-LETTERS = "ABCDEFGHIJ"
 SUM_SHARE = 0.03
 FEW_SHOT_SHARE = 0.06
+SHARED_SHARE = 0.4  # of the documents: several questions over one list
 
 CATEGORY_NAMES = {
     "math": "数学",
@@ -36,6 +38,13 @@ REFERENCE_HEAD = (
     'step and then output the answer in the format of "The answer is (X)" at the end.'
 )
 REFERENCE_BODY = "Question: {question}\nOptions:\n{options}\nAnswer: Let's think step by step."
+_SHARED_FRAMES = {
+    "en": (
+        "Options:\n{options}\n\nChoose an option for each question:\n{questions}",
+        "{questions}\n\nAnswer each with one of these options:\n{options}",
+    ),
+    "zh": ("选项：\n{options}\n\n请为每个问题选出答案：\n{questions}",),
+}
 _FRAMES = {
     "en": (
         REFERENCE_HEAD + "\n\n" + REFERENCE_BODY,
@@ -73,13 +82,21 @@ class Choice:
 
     @property
     def reasoning(self) -> str:
+        return f"{self.thought}{self.placed}"
+
+    @property
+    def placed(self) -> str:
+        """The answer, then its letter: what was said last is what is looked for in the list."""
+        answer = self.options[LETTERS.index(self.letter)]
         if self.language == "zh":
-            return f"{self.thought}这是选项{self.letter}。"
-        return f"{self.thought} That is option {self.letter}."
+            return f"所以：{answer} ({self.letter})。"
+        return f" So: {answer} ({self.letter})."
 
 
 def multiple_choice(rng: random.Random, split: Split) -> Sample:
-    """A question in one of the frames, sometimes behind worked examples."""
+    """A question in one of the frames, sometimes behind worked examples; or several questions."""
+    if rng.random() < SHARED_SHARE:
+        return shared_options(rng, split)
     if rng.random() < SUM_SHARE:
         choice = sum_choice(rng, split)
     else:
@@ -88,6 +105,35 @@ def multiple_choice(rng: random.Random, split: Split) -> Sample:
     if choice.language == "en" and rng.random() < FEW_SHOT_SHARE:
         return as_sample(choice, _few_shot(rng, choice))
     return as_sample(choice, rng.choice(_FRAMES[choice.language]))
+
+
+def shared_options(rng: random.Random, split: Split) -> Sample:
+    """Several questions of one relation over one list."""
+    language = draw_language(rng)
+    drawn = draw_fact(rng, language, as_choice=True)
+    choice = fact_choice(rng, split, drawn, language)
+    relation = drawn[0]
+    listed = [f for f in relation.facts_in(language) if f.object[language] in choice.options]
+    asked = {fact.subject[language]: fact for fact in rng.sample(listed, len(listed))}
+    questions, answers = [], []
+    for number, fact in enumerate(list(asked.values())[: rng.randint(2, 6)], 1):
+        right = relation.objects_of(fact.subject[language], language)
+        if len(right.intersection(choice.options)) > 1:
+            continue
+        one = Choice(
+            choice.category,
+            language,
+            question(rng, split, (relation, fact), language),
+            choice.options,
+            LETTERS[choice.options.index(fact.object[language])],
+            relation.statement(fact, language),
+        )
+        questions.append(f"{number}. {one.question}")
+        answers.append(f"{number}. {one.reasoning}")
+    frame = rng.choice(_SHARED_FRAMES[language])
+    text = frame.replace("{options}", choice.listed).replace("{questions}", "\n".join(questions))
+    thought = "I answer one by one." if language == "en" else "我逐一回答。"
+    return exchange("multiple_choice", text, thought, "\n".join(answers), category=choice.category)
 
 
 def as_sample(choice: Choice, frame: str = "") -> Sample:

@@ -20,8 +20,9 @@ from training.conversations.tool_schemas import OfferedTool, draw_tools
 from training.conversations.tool_slots import Value
 from training.split import Split
 
-_CALL = {"en": "I call {t} for {v}.", "zh": "我调用{t}：{v}。"}
-_NEXT_CALL = {"en": "Now I call {t} for {v}.", "zh": "接着我调用{t}：{v}。"}
+# In quotes a name is made of the same tokens as in its schema and in the call.
+_CALL = {"en": 'I call "{t}" for {v}.', "zh": '我调用"{t}"：{v}。'}
+_NEXT_CALL = {"en": 'Now I call "{t}" for {v}.', "zh": '接着我调用"{t}"：{v}。'}
 _HAVE_RESULT = {"en": "I have the result.", "zh": "已得到结果。"}
 _FAILED = {"en": "The tool failed.", "zh": "工具出错了。"}
 _SAY_FAILED = {"en": "The tool reports an error: {e}.", "zh": "工具报告错误：{e}。"}
@@ -64,11 +65,11 @@ class Use:
 
 
 def tool_use(rng: random.Random, split: Split) -> Sample:
-    """One of seven shapes; every schema in it belongs to the split."""
+    """One of eight shapes; every schema in it belongs to the split."""
     language = rng.choices(("en", "zh"), weights=(7, 3))[0]
     shape = rng.choices(
-        (_one, _parallel, _two_kinds, _chain, _none, _question_back, _again),
-        weights=(38, 13, 8, 12, 13, 5, 11),
+        (_one, _parallel, _two_kinds, _chain, _none, _question_back, _again, _session),
+        weights=(15, 13, 7, 10, 10, 4, 9, 32),
     )[0]
     return shape(rng, split, language)
 
@@ -122,6 +123,17 @@ def _sample(rng: random.Random, offered: list[OfferedTool], turns: list[Turn]) -
     tools = [item.tool for item in offered]
     rng.shuffle(tools)
     return Sample("tool_use", tuple(turns), tools=tuple(tools))
+
+
+def _session(rng: random.Random, split: Split, language: str) -> Sample:
+    """One request after the other to the same tools: many calls for one reading of the schemas."""
+    kinds = rng.sample(sorted(DOMAINS), rng.choice((1, 2, 2, 3)))
+    offered = draw_tools(rng, split, kinds, rng.choice((0, 0, 1)))
+    turns: list[Turn] = []
+    for _ in range(rng.randint(3, 6)):
+        use = _use(rng, rng.choice(offered[: len(kinds)]), language)
+        turns += [User(_request(rng, split, use)), *_calls([use]), _final([use])]
+    return _sample(rng, offered, turns)
 
 
 def _calls(uses: list[Use], is_first: bool = True) -> list[Turn]:

@@ -11,8 +11,9 @@ from m2serve.chat.parser import OutputParser, ParserOptions, parse_output
 from m2serve.chat.renderer import render
 from m2serve.chat.tokenizer import Tokenizer
 from training.conversations import tool_schemas
-from training.conversations.arithmetic import Sum, draw_sum
-from training.conversations.multiple_choice import LETTERS, multiple_choice
+from training.conversations.arithmetic import Sum, arithmetic, draw_sum
+from training.conversations.drills import LETTERS, drill
+from training.conversations.multiple_choice import multiple_choice, shared_options
 from training.conversations.retrieval import retrieval
 from training.conversations.sample import Sample
 from training.conversations.tool_domains import DOMAINS
@@ -80,7 +81,7 @@ def test_documents_fit_their_stage(stage, tokenizer: Tokenizer) -> None:
 
 
 def test_stages_follow_each_other() -> None:
-    assert [stage_at(p) for p in (0.0, 0.61, 0.62, 0.9, 1.0, 2.0)] == [0, 0, 1, 2, 2, 2]
+    assert [stage_at(p) for p in (0.0, 0.13, 0.73, 0.74, 0.9, 1.0, 2.0)] == [0, 1, 2, 3, 4, 4, 4]
 
 
 # What is kept back
@@ -166,11 +167,59 @@ def test_the_right_option_is_among_the_options_once() -> None:
         sample = multiple_choice(random.Random(n), "held_out")
         turn = sample.turns[0]
         assert isinstance(turn, User)
+        if not sample.answer:  # several questions over one list
+            continue
         lines = turn.text.rpartition("Question: ")[2].splitlines()
         options = [line[3:] for line in lines if line[:1] in LETTERS and line[1:3] == ". "]
         assert 3 <= len(options) == len(set(options)) <= 10
         right = options[LETTERS.index(sample.answer)]
         assert right.lower() in sample.last.reasoning.lower()
+
+
+def test_every_step_of_a_drill_is_right() -> None:
+    drills = [
+        s for n in range(300) if ";" in (s := arithmetic(random.Random(n), "train")).last.content
+    ]
+    assert len(drills) > 50
+    for sample in drills:
+        for step in sample.last.content.rstrip(".").split("; "):
+            left, right = step.split(" = ")
+            total, *rest = re.findall(r"(?:^|[-+*] )(\d+)", left)
+            value = int(total)
+            for sign, number in zip(re.findall(r"[-+*]", left), rest, strict=True):
+                value = {
+                    "+": value + int(number),
+                    "-": value - int(number),
+                    "*": value * int(number),
+                }[sign]
+            assert value == int(right) >= 0, step
+
+
+def test_shared_options_lead_to_the_letters_they_stand_at() -> None:
+    letters = set()
+    for n in range(300):
+        sample = shared_options(random.Random(n), "train")
+        assert isinstance(sample.turns[0], User)
+        listed = dict(re.findall(r"^([A-J])\. (.+)$", sample.turns[0].text, re.M))
+        said = re.findall(r"(?:So: |所以：)(.+?) \(([A-J])\)", sample.last.content)
+        assert said
+        for answer, letter in said:
+            assert listed[letter] == answer
+            letters.add(letter)
+    assert letters == set(LETTERS)
+
+
+def test_letters_of_a_drill_are_those_of_the_list() -> None:
+    seen = 0
+    for n in range(300):
+        sample = drill(random.Random(n))
+        assert isinstance(sample.turns[0], User)
+        listed = re.findall(r"^([A-J])\. (.+)$", sample.turns[0].text, re.M)
+        said = re.findall(r"([^;；]+?) \(([A-J])\)", sample.last.content)
+        seen += bool(listed and said)
+        if listed:
+            assert {(letter, text.strip()) for text, letter in said} <= set(listed)
+    assert seen > 100
 
 
 def test_calls_fit_the_offered_schemas() -> None:
