@@ -11,7 +11,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from m2serve.launch.command import make_launch
-from m2serve.plan.configuration import describe_cut
+from m2serve.plan.configuration import describe_cut, describe_replicas
 from m2serve.plan.departures import LAUNCH_FLAGS, canonical, departures_from
 from m2serve.plan.plan import make_plan
 from m2serve.records import Estimate, Parallelism, Plan, Workload
@@ -103,7 +103,8 @@ def _facts(row: Deployment, plan: Plan) -> Iterator[tuple[str, ...]]:
     yield "image", row.image or _UNSTATED, plan.image or "none"
     yield "checkpoint", row.model, plan.model
     yield "hardware", row.hardware + nodes, plan.hardware + nodes
-    yield "cut", describe_cut(_cut(row)), describe_cut(plan.parallelism)
+    planned = describe_replicas(plan.num_replicas, plan.parallelism)
+    yield "cut", describe_cut(_cut(row)), planned
     length = f"{row.max_model_len:,}" if row.max_model_len else _UNSTATED
     yield "context", length, f"{plan.max_model_len:,}"
     yield "KV cache, tokens", _UNSTATED, f"{plan.kv_cache_tokens:,}"

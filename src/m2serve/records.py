@@ -118,18 +118,20 @@ class RankMemory:
 class Estimate:
     """A predicted figure with the interval that should hold four measurements of five.
 
-    `source` says where the constants come from.
+    `source` says where it comes from. `is_measured`: from runs of this very deployment, see
+    plan/measured.py.
     """
 
     value: float
     low: float
     high: float
     source: str
+    is_measured: bool = False
 
 
 @dataclass(frozen=True)
 class Speed:
-    """Predicted for the workload. Output and total tokens/s are of the whole deployment."""
+    """For the workload. Output tokens/s are of the whole deployment."""
 
     ttft_ms: Estimate
     tpot_ms: Estimate
@@ -162,6 +164,9 @@ class Plan:
     is ("" when read from a folder), `hardware` the text that spec/hardware.py reads ("4xb200").
     `settings` never repeat what `model`, `host` and `port` say. `warnings` include the licence's.
     `kv_cache_tokens` are of the whole deployment, all data-parallel ranks together.
+
+    `num_replicas` above 1: as many equal servers, each on its own share of the hardware in order,
+    behind one front. `parallelism`, `settings`, `ranks` and `max_model_len` are then of one.
     """
 
     model: str
@@ -184,12 +189,14 @@ class Plan:
     runners_up: tuple[Rejection, ...] = ()
     rejected: tuple[Rejection, ...] = ()
     departures: tuple[Departure, ...] = ()
+    num_replicas: int = 1
 
 
 @dataclass(frozen=True)
 class NodeLaunch:
     """What one node runs: environment, host commands first, then argv. `is_headless`: it serves no
-    HTTP. Placeholders for addresses are {node0_ip}, {this_ip} and {nic}.
+    HTTP. `replica` counts the independent servers of a node. Placeholders for addresses are
+    {node0_ip}, {this_ip} and {nic}.
     """
 
     node: int
@@ -199,21 +206,32 @@ class NodeLaunch:
     image: str
     num_devices: int
     is_headless: bool = False
+    replica: int = 0
 
 
 @dataclass(frozen=True)
 class Launch:
-    """A plan as commands, in the order the nodes start. `ports` maps each port to its purpose."""
+    """A plan as commands, in the order the nodes start. `ports` maps each port to its purpose.
+
+    `front` is the argv of our server before independent replicas, empty where there is one server.
+    """
 
     engine: EngineName
     model: str
     nodes: tuple[NodeLaunch, ...]
     ports: tuple[tuple[int, str], ...]
+    front: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
 class RunRecord:
-    """One measured run of an endpoint or an engine; times in milliseconds, rates per second."""
+    """One measured run of an endpoint or an engine; times in milliseconds, rates per second.
+
+    `model` is the checkpoint (hub id or folder), `input_len` the prompt with what was in the cache.
+    A plan finds its runs by what `extra` tells (plan/run_records.py): "date" (ISO), "hardware" (for
+    spec.hardware.parse_hardware; else `machine` is read so), "parallelism" ("TP4 DP2 EP" or
+    "2 x TP4"; else the flags in `command`), "kv_cache_dtype" and "prefix_hit".
+    """
 
     commit: str
     command: str

@@ -62,6 +62,7 @@ FLAGS = {
         "--slo-tpot-ms",
         "--objective",
         "--claim",
+        "--measured",
         "--form",
         "--output-folder",
         "--host",

@@ -13,6 +13,7 @@ from typing import Literal
 import typer
 
 from m2serve.chat.tokenizer import Tokenizer
+from m2serve.cli.engine_choice import choose_engine, is_installed
 from m2serve.cli.planned import PlannedEngine, planned_engine
 from m2serve.doctor.log import explain_log
 from m2serve.engine.client import EngineClient
@@ -25,10 +26,8 @@ from m2serve.launch.container import container_launch
 from m2serve.launch.engine import LaunchedEngine
 from m2serve.launch.local import LaunchedName, engine_argv, local_launch
 from m2serve.launch.process import EngineProcess
-from m2serve.records import NodeLaunch
+from m2serve.records import EngineName, NodeLaunch
 from m2serve.spec.shape import ModelShape
-
-EngineKind = Literal["auto", "own", "vllm", "sglang", "vllm-ascend"]
 
 _OWN_ONLY = (
     "device",
@@ -58,7 +57,7 @@ class EngineChoice:
     ones.
     """
 
-    kind: EngineKind
+    kind: EngineName | Literal["auto"]
     upstream: tuple[str, ...]
     upstream_api_key: str | None
     command: tuple[str, ...]
@@ -84,8 +83,8 @@ def make_engine(
         if "model" not in choice.given:
             raise UsageError("--upstream needs MODEL, the checkpoint whose tokenizer it speaks")
         return _upstream(choice, choice.upstream, config, shape, tokenizer)
-    kind = choice.kind
-    if kind == "auto" or kind == "own":
+    kind = _chosen(choice, config) if choice.kind == "auto" else choice.kind
+    if kind == "own":
         _refuse(choice, (*_STARTED_ONLY, "upstream_api_key"), "the own engine")
         engine = SupervisedEngine(config)
         scripted = choice.scripted
@@ -96,6 +95,18 @@ def make_engine(
     upstream = _upstream(choice, (url,), config, shape, tokenizer)
     launch = _launch(kind, choice, config, port)
     return launched(launch, upstream, kind, restart=choice.restart)
+
+
+def _chosen(choice: EngineChoice, config: EngineConfig) -> EngineName:
+    """For --engine auto, said in one line; raises ResourceError when nothing runs here."""
+    for name in ("engine_command", "engine_args"):
+        if name in choice.given:
+            raise UsageError(f"--{name.replace('_', '-')} is for one engine; name it with --engine")
+    model = config.model_path if "model" in choice.given else ""
+    own_options = choice.given.intersection(_OWN_ONLY)
+    chosen = choose_engine(model, config.max_model_len, own_options)
+    typer.echo(f"Engine: {chosen.kind}, {chosen.reason}", err=True)
+    return chosen.kind
 
 
 def _launch(
@@ -118,7 +129,7 @@ def _launch(
         extra=choice.arguments,
     )
     launch = local_launch(argv, planned.env)
-    is_missing = not choice.command and shutil.which(launch.argv[0]) is None
+    is_missing = not choice.command and not is_installed(kind)
     if not (is_missing and planned.accelerators and shutil.which("docker")):
         return launch
     name = f"m2-{kind}-{port}"

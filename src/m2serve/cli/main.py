@@ -1,34 +1,41 @@
-"""The command `m2`: parses, calls, prints. An M2Error ends as one sentence and an exit code."""
+"""The command `m2`: parses, calls, prints. An M2Error ends as one sentence and an exit code.
+
+A verb's module is imported when the verb is called: `m2 plan` does not pay for a web server.
+"""
 
 from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Iterable
+from importlib import import_module
 
 import typer
 
 from m2serve import __version__
-from m2serve.cli import bench
-from m2serve.cli.chat import chat
-from m2serve.cli.doctor import doctor
-from m2serve.cli.inspect import inspect
-from m2serve.cli.plan import plan
-from m2serve.cli.serve import serve
 from m2serve.errors import M2Error
 
-app = typer.Typer(
-    help="Serve the MiniMax-M2 language models right and fast on the hardware you have.",
-    no_args_is_help=True,
-    add_completion=False,
-    pretty_exceptions_enable=False,
-    rich_markup_mode=None,
-)
-app.command()(serve)
-app.command()(chat)
-app.command()(inspect)
-app.command()(doctor)
-app.command()(plan)
-app.add_typer(bench.app, name="bench")
+# Verb by verb the module that holds it, a function of that name or an `app` of verbs.
+VERBS = ("serve", "chat", "inspect", "doctor", "plan", "bench")
+
+
+def make_app(verbs: Iterable[str] = VERBS) -> typer.Typer:
+    """The command with these verbs alone."""
+    made = typer.Typer(
+        help="Serve the MiniMax-M2 language models right and fast on the hardware you have.",
+        no_args_is_help=True,
+        add_completion=False,
+        pretty_exceptions_enable=False,
+        rich_markup_mode=None,
+    )
+    made.callback()(options)
+    for verb in verbs:
+        module = import_module(f"m2serve.cli.{verb}")
+        if hasattr(module, "app"):
+            made.add_typer(module.app, name=verb)
+        else:
+            made.command()(getattr(module, verb))
+    return made
 
 
 def _print_version(wanted: bool) -> None:
@@ -37,7 +44,6 @@ def _print_version(wanted: bool) -> None:
         raise typer.Exit
 
 
-@app.callback()
 def options(
     version: bool = typer.Option(
         False, "--version", callback=_print_version, is_eager=True, help="Print the version."
@@ -48,8 +54,9 @@ def options(
 
 def main() -> None:
     """Entry point of the console script."""
+    verb = sys.argv[1] if len(sys.argv) > 1 else ""
     try:
-        app()
+        make_app((verb,) if verb in VERBS else VERBS)()
     except M2Error as error:
         if os.environ.get("M2_DEBUG") == "1":
             raise
@@ -57,6 +64,13 @@ def main() -> None:
         raise SystemExit(error.exit_code) from None
     except KeyboardInterrupt:
         raise SystemExit(130) from None
+
+
+def __getattr__(name: str) -> typer.Typer:
+    """`app`: every verb, for whoever imports it."""
+    if name == "app":
+        return make_app()
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
 if __name__ == "__main__":

@@ -6,21 +6,16 @@ import dataclasses
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
-from rich.console import Console
 
-from m2serve.cli.plan_text import show
-from m2serve.devices import local_hardware
 from m2serve.errors import UsageError
-from m2serve.launch.files import LaunchFile
-from m2serve.launch.forms import launch_files
-from m2serve.launch.options import LaunchOptions
-from m2serve.plan.claim import Verdict, claimed_users, judge_claim
-from m2serve.plan.plan import choose
 from m2serve.records import Objective, Workload, to_json
-from m2serve.spec.hardware import hardware_text
+
+if TYPE_CHECKING:
+    from m2serve.launch.files import LaunchFile
+    from m2serve.plan.claim import Verdict
 
 Form = Literal["text", "json", "shell", "docker", "compose", "kubernetes", "slurm", "recipe"]
 EngineOption = Literal["auto", "own", "vllm", "sglang", "vllm-ascend"]
@@ -47,6 +42,10 @@ def plan(
     claim: Annotated[
         str | None, typer.Option(help="A figure to judge: '64 users, 3355 tok/s', '115 GB'.")
     ] = None,
+    measured: Annotated[
+        list[Path] | None,
+        typer.Option(help="Runs that were measured, a file or a folder; they beat the forecast."),
+    ] = None,
     form: Annotated[Form, typer.Option(help="What to print; the last six are ready to use.")] = (
         "text"
     ),
@@ -62,6 +61,11 @@ def plan(
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
     """Choose engine, checkpoint and settings for a machine; with exact memory and a forecast."""
+    # numpy and the tables take a while to import, which the other commands should not pay for.
+    from m2serve.plan.claim import claimed_users, judge_claim
+    from m2serve.plan.plan import choose
+    from m2serve.plan.run_records import read_runs
+
     users = concurrency if claim is None else claimed_users(claim) or concurrency
     workload = Workload(
         max_model_len=context,
@@ -74,27 +78,42 @@ def plan(
         objective=objective,
     )
     if hardware == "local":
-        machine = local_hardware()
-        if machine.groups[0].accelerator.bandwidth_gb_per_s == 0:
-            raise UsageError(
-                f"{machine.groups[0].accelerator.title}: no accelerator is here, and the memory "
-                "bandwidth of this processor is unknown; name a machine such as epyc-9005, or "
-                "measure with m2 bench engine"
-            )
-        hardware = hardware_text(machine)
-        host_memory_gib = host_memory_gib or machine.host_memory_bytes >> 30
+        hardware, host_memory_bytes = _local()
+        host_memory_gib = host_memory_gib or host_memory_bytes >> 30
+    runs = tuple(run for path in measured or () for run in read_runs(path))
     made, configuration = choose(
-        model, hardware, workload, engine, engine_version, nodes, host_memory_gib << 30
+        model, hardware, workload, engine, engine_version, nodes, host_memory_gib << 30, runs
     )
     if claim is not None:
         _show_verdicts(judge_claim(claim, made, configuration), as_json)
     elif as_json or form == "json":
         print(to_json(made))
     elif form != "text":
+        from m2serve.launch.forms import launch_files
+        from m2serve.launch.options import LaunchOptions
+
         options = LaunchOptions(host=host, port=port, node_ips=tuple(node_ip or ()), nic=nic)
         _deliver(launch_files(made, form, options), output_folder)
     else:
+        from rich.console import Console
+
+        from m2serve.cli.plan_text import show
+
         show(made, Console(highlight=False, soft_wrap=True))
+
+
+def _local() -> tuple[str, int]:
+    """This machine as text, and its memory in bytes; raises UsageError without accelerators."""
+    from m2serve.devices import local_hardware
+    from m2serve.spec.hardware import hardware_text
+
+    machine = local_hardware()
+    if machine.groups[0].accelerator.bandwidth_gb_per_s == 0:
+        raise UsageError(
+            f"{machine.groups[0].accelerator.title}: no accelerator is here, and the memory "
+            "bandwidth of this processor is unknown; name a machine such as epyc-9005"
+        )
+    return hardware_text(machine), machine.host_memory_bytes
 
 
 def _deliver(files: Sequence[LaunchFile], folder: Path | None) -> None:

@@ -14,7 +14,8 @@ _MAX_REJECTED = 8
 def show(plan: Plan, console: Console) -> None:
     """Print everything a plan says, the decision first."""
     console.print(_summary(plan), markup=False)
-    _heading("memory of a device, GiB", console)
+    several = f", each of {plan.num_replicas} servers" if plan.num_replicas > 1 else ""
+    _heading(f"memory of a device, GiB{several}", console)
     console.print(_memory(plan.ranks))
     _heading("settings", console)
     console.print(_settings(plan.settings))
@@ -40,6 +41,8 @@ def _summary(plan: Plan) -> Table:
     if plan.image:
         table.add_row("image", plan.image)
     table.add_row("cut", _cut(plan.parallelism))
+    if plan.num_replicas > 1:
+        table.add_row("servers", f"{plan.num_replicas} of these, independent, behind m2 serve")
     table.add_row("context", f"{plan.max_model_len:,} tokens")
     dtype = "BF16" if plan.kv_cache_dtype == "auto" else plan.kv_cache_dtype.upper()
     table.add_row("KV cache", f"{plan.kv_cache_tokens:,} tokens in {dtype}")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from m2serve.devices import local_hardware
 from m2serve.engine.config import EngineConfig
@@ -27,6 +27,16 @@ class PlannedEngine:
     plan: Plan | None = None
 
 
+def local_workload(max_model_len: int) -> Workload:
+    """The default one, within the context that was asked for; 0: the checkpoint's own."""
+    usual = Workload()
+    if not max_model_len:
+        return usual
+    output_len = max(1, min(usual.output_len, max_model_len // 4))
+    input_len = max(1, min(usual.input_len, max_model_len - output_len))
+    return replace(usual, max_model_len=max_model_len, input_len=input_len, output_len=output_len)
+
+
 def planned_engine(kind: str, config: EngineConfig, overridden: frozenset[str]) -> PlannedEngine:
     """The best settings of engine `kind` for the checkpoint here; `overridden` names flags that
     were given. Raises ResourceError with the reasons when the checkpoint does not run here.
@@ -34,8 +44,9 @@ def planned_engine(kind: str, config: EngineConfig, overridden: frozenset[str]) 
     hardware = local_hardware()
     if hardware.groups[0].accelerator.vendor == "cpu":
         return PlannedEngine()
-    workload = Workload(max_model_len=config.max_model_len)
-    plan, _ = choose(config.model_path, hardware_text(hardware), workload, kind)
+    workload = local_workload(config.max_model_len)
+    text = hardware_text(hardware)
+    plan, _ = choose(config.model_path, text, workload, kind, allow_replicas=False)
     wanted = [s for s in plan.settings if s.name not in (*_OURS, *overridden)]
     return PlannedEngine(
         accelerators=hardware.devices,

@@ -6,22 +6,18 @@ import json
 import logging
 import shlex
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from m2serve.chat.identity import model_identity
-from m2serve.chat.tokenizer import Tokenizer
-from m2serve.checkpoint.hub import MINIATURE_NAME, miniature_folder, resolve
-from m2serve.cli.engines import EngineChoice, EngineKind, given_options, make_engine
-from m2serve.cli.loading import show_loading
-from m2serve.engine.config import EngineConfig
-from m2serve.engine.request import EngineInfo
 from m2serve.errors import UsageError
-from m2serve.server.config import DefaultSampling, ServerConfig
-from m2serve.server.run import run_server
 from m2serve.spec.shape import ModelShape, load_config, load_json_object
 
+if TYPE_CHECKING:
+    from m2serve.engine.request import EngineInfo
+    from m2serve.server.config import DefaultSampling, ServerConfig
+
+EngineKind = Literal["auto", "own", "vllm", "sglang", "vllm-ascend"]
 Device = Literal["auto", "cpu", "cuda"]
 DType = Literal["auto", "bfloat16", "float32"]
 WeightFormat = Literal["bf16", "fp8", "int8"]
@@ -102,7 +98,8 @@ def serve(
     revision: Annotated[str | None, typer.Option(help="Commit or branch of a hub id.")] = None,
     hub: Annotated[Hub, typer.Option(help="Where a hub id is looked up.")] = "auto",
     engine: Annotated[
-        EngineKind, typer.Option(help="What computes; others than own are started. auto: own.")
+        EngineKind,
+        typer.Option(help="What computes; others than own are started. auto: what suits here."),
     ] = "auto",
     engine_command: Annotated[
         str, typer.Option(help="The engine's program, when it is not on the path.")
@@ -122,6 +119,16 @@ def serve(
     ] = False,
 ) -> None:
     """Serve a checkpoint."""
+    # The server's libraries take half a second to import, which the other commands should not pay.
+    from m2serve.chat.identity import model_identity
+    from m2serve.chat.tokenizer import Tokenizer
+    from m2serve.checkpoint.hub import MINIATURE_NAME, miniature_folder, resolve
+    from m2serve.cli.engines import EngineChoice, given_options, make_engine
+    from m2serve.cli.loading import show_loading
+    from m2serve.engine.config import EngineConfig
+    from m2serve.server.config import ServerConfig
+    from m2serve.server.run import run_server
+
     logging.basicConfig(level=logging.INFO, format="%(levelname)s %(message)s")
     folder = (
         miniature_folder() if model is None else resolve(model, revision, hub, weights=not upstream)
@@ -180,6 +187,8 @@ def serve(
 
 
 def _default_sampling(folder: Path) -> DefaultSampling:
+    from m2serve.server.config import DefaultSampling
+
     path = folder / "generation_config.json"
     return DefaultSampling.from_generation_config(load_json_object(path) if path.is_file() else {})
 

@@ -12,10 +12,11 @@ from m2serve.launch.options import (
     DEFAULTS,
     LaunchOptions,
     check_options,
-    devices_per_node,
+    devices_per_server,
     hardware_of,
 )
 from m2serve.launch.placeholders import fill
+from m2serve.launch.replicas import front_argv, server_options
 from m2serve.records import Launch, NodeLaunch, Plan, Setting
 from m2serve.spec.engines import find_engine
 
@@ -44,8 +45,13 @@ def make_launch(plan: Plan, options: LaunchOptions = DEFAULTS) -> Launch:
     Raises UsageError for options or a model name that a command cannot carry.
     """
     check_options(plan, options)
-    nodes = tuple(_node_launch(plan, options, node) for node in range(plan.num_nodes))
-    return Launch(plan.engine, plan.model, nodes, ports_of(plan, options))
+    nodes = tuple(
+        replace(_node_launch(plan, own, node), replica=number)
+        for number, own in enumerate(server_options(plan, options))
+        for node in range(plan.num_nodes)
+    )
+    front = front_argv(plan, options)
+    return Launch(plan.engine, plan.model, nodes, ports_of(plan, options), front)
 
 
 def program_of(plan: Plan, model: str = "") -> tuple[str, ...]:
@@ -71,8 +77,16 @@ def flag_words(setting: Setting) -> tuple[str, ...]:
 
 
 def ports_of(plan: Plan, options: LaunchOptions) -> tuple[tuple[int, str], ...]:
-    """Every port of the deployment and its purpose; all but the first are between nodes."""
+    """Every port of the deployment and its purpose; all but the first are between nodes, or between
+    our front and the servers behind it.
+    """
     ports = [(options.port, "HTTP: clients, /health and /metrics, on node 0")]
+    if plan.num_replicas > 1:
+        ports = [(options.port, "HTTP: clients, /health and /metrics of the front, m2 serve")]
+        servers = enumerate(server_options(plan, options))
+        ports += [
+            (own.port, f"HTTP of server {number}, for the front alone") for number, own in servers
+        ]
     flags = {s.name: s.value for s in plan.settings if s.kind == "flag" and s.value is not None}
     ports += [(int(flags[name]), why) for name, why in _PORT_FLAGS.items() if name in flags]
     if "--master-addr" in flags and "--master-port" not in flags:
@@ -100,7 +114,7 @@ def _node_launch(plan: Plan, options: LaunchOptions, node: int) -> NodeLaunch:
         env=tuple((s.name, s.value or "") for s in settings if s.kind == "env"),
         host_commands=tuple(s.name for s in settings if s.kind == "system"),
         image=plan.image,
-        num_devices=devices_per_node(plan),
+        num_devices=devices_per_server(plan),
         is_headless=node > 0,
     )
 

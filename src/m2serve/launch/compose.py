@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Iterable
 from typing import Any
 
@@ -21,6 +22,7 @@ from m2serve.launch.plumbing import (
     plumbing_of,
     start_seconds,
 )
+from m2serve.launch.replicas import front_argv, replica_name, server_options
 from m2serve.launch.shell import head_comments, one_line
 from m2serve.launch.yaml_text import yaml_text
 from m2serve.records import Plan, Setting
@@ -28,13 +30,13 @@ from m2serve.records import Plan, Setting
 
 def compose_files(plan: Plan, options: LaunchOptions = DEFAULTS) -> tuple[LaunchFile, ...]:
     """compose.yaml, or compose-node0.yaml and on; `docker compose -f FILE up` on each node."""
-    nodes = make_launch(plan, options).nodes
+    make_launch(plan, options)
     return tuple(
         LaunchFile(
-            node_file(plan, "compose", "compose-node", "yaml", n.node),
-            _text(plan, options, n.node),
+            node_file(plan, "compose", "compose-node", "yaml", node),
+            _text(plan, options, node),
         )
-        for n in nodes
+        for node in range(plan.num_nodes)
     )
 
 
@@ -52,12 +54,19 @@ def setting_comments(settings: Iterable[Setting], kinds: Iterable[str]) -> list[
 def _text(plan: Plan, options: LaunchOptions, node: int) -> str:
     settings = inside_settings(plan, options, node)
     comments = head_comments(plan, options)
+    if front := front_argv(plan, options):
+        comments.append(one_line(f"The front, on the host: {shlex.join(front)}"))
     host = setting_comments(settings, ("system",))
     comments += ["", "On the host, as root:", *host] if host else []
     if options.with_reasons:
         comments += ["", "Why:", *setting_comments(settings, ("env", "flag"))]
-    document = {"services": {resource_name(plan): _service(plan, options, settings, node)}}
-    return yaml_text([document], comments)
+    services = {
+        resource_name(plan) + replica_name(plan, number): _service(
+            plan, own, inside_settings(plan, own, node), node
+        )
+        for number, own in enumerate(server_options(plan, options))
+    }
+    return yaml_text([{"services": services}], comments)
 
 
 def _service(

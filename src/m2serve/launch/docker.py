@@ -10,7 +10,7 @@ from dataclasses import replace
 
 from m2serve.launch.command import make_launch, node_settings, resource_name
 from m2serve.launch.files import LaunchFile, node_file
-from m2serve.launch.options import DEFAULTS, LaunchOptions
+from m2serve.launch.options import DEFAULTS, LaunchOptions, hardware_of
 from m2serve.launch.placeholders import placeholders_in
 from m2serve.launch.plumbing import (
     HEALTH_INTERVAL_S,
@@ -25,12 +25,19 @@ from m2serve.launch.plumbing import (
     plumbing_of,
     start_seconds,
 )
+from m2serve.launch.replicas import (
+    function_lines,
+    replica_name,
+    server_options,
+    together_lines,
+)
 from m2serve.launch.shell import (
     Row,
     address_lines,
     array_lines,
     blocks_text,
     engine_rows,
+    front_lines,
     head_comments,
     host_lines,
     script_start,
@@ -42,6 +49,8 @@ from m2serve.records import Plan, Setting
 def docker_files(plan: Plan, options: LaunchOptions = DEFAULTS) -> tuple[LaunchFile, ...]:
     """docker.sh, or docker-node0.sh and on, each with one `docker run` in the foreground."""
     nodes = make_launch(plan, options).nodes
+    if plan.num_replicas > 1:
+        return (LaunchFile("docker.sh", _script_of_several(plan, options)),)
     return tuple(
         LaunchFile(
             node_file(plan, "docker", "docker-node", "sh", n.node), _script(plan, options, n.node)
@@ -53,11 +62,17 @@ def docker_files(plan: Plan, options: LaunchOptions = DEFAULTS) -> tuple[LaunchF
 def docker_argv(plan: Plan, options: LaunchOptions = DEFAULTS, node: int = 0) -> tuple[str, ...]:
     """The `docker run` of one node; addresses and the cache folder may be placeholders."""
     settings = inside_settings(plan, options, node)
-    return tuple(word for words, _ in _rows(plan, options, settings, node) for word in words)
+    rows = _rows(plan, options, settings, node, resource_name(plan))
+    return tuple(word for words, _ in rows for word in words)
 
 
 def inside_settings(plan: Plan, options: LaunchOptions, node: int) -> tuple[Setting, ...]:
-    """A node's settings inside a container of its own network, which publishes the port."""
+    """A node's settings inside a container of its own network, which publishes the port.
+
+    A container has only the chosen devices and counts them from 0, but AMD's, which are not apart.
+    """
+    if hardware_of(plan).groups[0].accelerator.vendor != "amd":
+        options = replace(options, devices=())
     if plan.num_nodes > 1:
         return node_settings(plan, options, node)
     settings = node_settings(plan, replace(options, host="0.0.0.0"), node)
@@ -103,10 +118,10 @@ def image_words(engine: str, image: str, argv: tuple[str, ...]) -> tuple[str, ..
 
 
 def _rows(
-    plan: Plan, options: LaunchOptions, settings: Iterable[Setting], node: int
+    plan: Plan, options: LaunchOptions, settings: Iterable[Setting], node: int, name: str
 ) -> Iterable[Row]:
     settings = tuple(settings)
-    yield ("docker", "run", "--rm", "--init", "--name", resource_name(plan)), ""
+    yield ("docker", "run", "--rm", "--init", "--name", name), ""
     yield _network(plan, options), ""
     yield from ((row, "") for row in device_rows(plumbing_of(plan, options)))
     yield ("--env", "HF_TOKEN"), "from the caller's environment, where it is set"
@@ -136,7 +151,7 @@ def _health(plan: Plan, options: LaunchOptions) -> tuple[str, ...]:
 def _script(plan: Plan, options: LaunchOptions, node: int) -> str:
     settings = inside_settings(plan, options, node)
     reasons = options.with_reasons
-    rows = list(_rows(plan, options, settings, node))
+    rows = list(_rows(plan, options, settings, node, resource_name(plan)))
     used = placeholders_in([*setting_values(settings), *(w for row, _ in rows for w in row)])
     return blocks_text(
         [
@@ -146,6 +161,26 @@ def _script(plan: Plan, options: LaunchOptions, node: int) -> str:
             host_lines(settings, reasons),
             array_lines(rows, reasons),
             ['exec "${command[@]}"'],
+        ]
+    )
+
+
+def _script_of_several(plan: Plan, options: LaunchOptions) -> str:
+    functions = {}
+    for number, own in enumerate(server_options(plan, options)):
+        settings = inside_settings(plan, own, 0)
+        name = resource_name(plan) + replica_name(plan, number)
+        rows = _rows(plan, own, settings, 0, name)
+        reasons = options.with_reasons and number == 0  # the same for all
+        functions[f"server{number}"] = [*array_lines(rows, reasons), 'exec "${command[@]}"']
+    functions["front"] = front_lines(plan, options)
+    return blocks_text(
+        [
+            script_start(head_comments(plan, options)),
+            _cache_lines(plan, options),
+            host_lines(inside_settings(plan, options, 0), options.with_reasons),
+            *(function_lines(name, body) for name, body in functions.items()),
+            together_lines(functions),
         ]
     )
 

@@ -45,6 +45,12 @@ def _comments(plan: Plan, options: LaunchOptions) -> list[str]:
     lines = [f"{plan.model} on {plan.hardware}{nodes}: {plan.engine} {plan.engine_version}"]
     if plan.num_nodes > 1:
         lines.append("LeaderWorkerSet 0.6 or newer must be installed (lws.sigs.k8s.io)")
+    if plan.num_replicas > 1:
+        lines.append(
+            f"{plan.num_replicas} pods, each with its own accelerators; the Service spreads "
+            "requests without regard to prefixes. m2 serve with the address of every pod as "
+            "--upstream keeps requests that begin alike at one."
+        )
     lines += [one_line(warning) for warning in plan.warnings]
     host = setting_comments(settings, ("system",))
     lines += ["", "On each host, as root:", *host] if host else []
@@ -84,7 +90,7 @@ def _workload(plan: Plan, options: LaunchOptions, name: str) -> dict[str, Any]:
         "kind": "Deployment",
         "metadata": {"name": name, "labels": labels},
         "spec": {
-            "replicas": 1,
+            "replicas": plan.num_replicas,
             "selector": {"matchLabels": labels},
             # The accelerators are free only when the old pod is gone.
             "strategy": {"type": "Recreate"},

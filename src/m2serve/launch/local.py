@@ -16,12 +16,18 @@ COMMANDS: Mapping[LaunchedName, tuple[str, ...]] = {
 }
 _HOST = "127.0.0.1"
 # Without these an engine tells nothing of its cache, or sends each answer's ids again and again,
-# and writes a line for each look at its health.
+# and writes a line for each look at its health; and without the parser of thinking a grammar binds
+# the thinking, too.
 _VLLM_NEEDED = ("--enable-prompt-tokens-details", "--uvicorn-log-level", "warning")
 _NEEDED: Mapping[LaunchedName, tuple[str, ...]] = {
     "vllm": _VLLM_NEEDED,
     "vllm-ascend": _VLLM_NEEDED,
     "sglang": ("--incremental-streaming-output", "--log-level-http", "warning"),
+}
+_REASONING_PARSERS: Mapping[LaunchedName, str] = {
+    "vllm": "minimax_m2",
+    "vllm-ascend": "minimax_m2",
+    "sglang": "minimax",
 }
 _SGLANG_NAMES: Mapping[str, str] = {
     "--max-model-len": "--context-length",
@@ -47,6 +53,8 @@ def engine_argv(
     argv = [*(command or COMMANDS[engine])]
     argv += ["--model-path", model] if engine == "sglang" else [model]
     argv += ["--host", _HOST, "--port", str(port), *_NEEDED[engine]]
+    if "--reasoning-parser" not in {flag for flag, _ in settings}:
+        argv += ["--reasoning-parser", _REASONING_PARSERS[engine]]
     for flag, value in settings:
         name = _SGLANG_NAMES.get(flag, flag) if engine == "sglang" else flag
         argv += [name] if value is None else [name, value]

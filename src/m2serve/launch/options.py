@@ -47,6 +47,11 @@ def devices_per_node(plan: Plan) -> int:
     return sum(group.count for group in hardware_of(plan).groups)
 
 
+def devices_per_server(plan: Plan) -> int:
+    """On one node; each of several replicas has a share."""
+    return devices_per_node(plan) // plan.num_replicas
+
+
 def check_options(plan: Plan, options: LaunchOptions) -> None:
     """Raises UsageError for what cannot be meant, or would mean something else in a command."""
     _check_text("model", plan.model)

@@ -11,7 +11,7 @@ import os
 from dataclasses import dataclass, replace
 
 from m2serve.errors import UsageError
-from m2serve.launch.options import LaunchOptions, devices_per_node, hardware_of
+from m2serve.launch.options import LaunchOptions, devices_per_server, hardware_of
 from m2serve.records import Plan
 
 SHM_GIB = 32
@@ -71,7 +71,7 @@ def plumbing_of(plan: Plan, options: LaunchOptions) -> Plumbing:
     if vendor not in _RESOURCES:
         raise UsageError(f"no container reaches {plan.hardware}; take the shell form")
     plain = vendor_plumbing(
-        vendor, devices_per_node(plan), options.devices, is_shared_host=plan.num_nodes > 1
+        vendor, devices_per_server(plan), options.devices, is_shared_host=plan.num_nodes > 1
     )
     return replace(plain, mounts=(*plain.mounts, weights_mount(plan, options)))
 

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 
 from m2serve.launch.command import flag_words, node_settings, ports_of
 from m2serve.launch.options import LaunchOptions
 from m2serve.launch.placeholders import shell_word
+from m2serve.launch.replicas import front_argv, server_options
 from m2serve.launch.shell import engine_rows, one_line
-from m2serve.records import Plan
+from m2serve.records import Plan, Setting
 
 _GIB = 1 << 30
 
@@ -33,13 +34,24 @@ def _overview(plan: Plan) -> Iterator[str]:
         f"{plan.model} on {plan.hardware}{nodes} with {plan.engine} {plan.engine_version}: "
         f"a context of {plan.max_model_len:,} tokens, a KV cache of {plan.kv_cache_tokens:,}."
     )
+    if plan.num_replicas > 1:
+        yield (
+            f"{plan.num_replicas} servers, each on its own share of the devices, behind one front "
+            "that sends requests which begin alike to one of them."
+        )
     work, speed = plan.workload, plan.speed
+    is_measured = speed.tpot_ms.is_measured
+    said = "it took" if is_measured else "the model of speed predicts"
     yield (
         f"For {work.concurrency} users, {work.input_len:,} tokens in and {work.output_len:,} out, "
-        f"the model of speed predicts {speed.tpot_ms.value:.1f} ms a token "
+        f"{said} {speed.tpot_ms.value:.1f} ms a token "
         f"({speed.tpot_ms.low:.1f} to {speed.tpot_ms.high:.1f}) after {speed.ttft_ms.value:.0f} ms "
-        "to the first one. Not measured."
+        f"to the first one. {_basis(speed.tpot_ms.source) if is_measured else 'Not measured.'}"
     )
+
+
+def _basis(source: str) -> str:
+    return f"{source[:1].upper()}{source[1:]}."
 
 
 def _memory(plan: Plan) -> Iterator[str]:
@@ -57,21 +69,28 @@ def _memory(plan: Plan) -> Iterator[str]:
 
 def _commands(plan: Plan, options: LaunchOptions) -> Iterator[str]:
     for node in range(plan.num_nodes):
-        settings = node_settings(plan, options, node)
-        if plan.num_nodes > 1:
-            yield f"Node {node}:"
-            yield ""
-        yield "```bash"
-        for setting in settings:
-            if setting.kind == "env":
-                yield f"export {setting.name}={shell_word(setting.value or '')}"
-        rows = [
-            " ".join(shell_word(word) for word in row) for row, _ in engine_rows(plan, settings)
-        ]
-        yield " \\\n  ".join(rows)
-        yield "```"
+        for number, own in enumerate(server_options(plan, options)):
+            if plan.num_nodes > 1 or plan.num_replicas > 1:
+                yield f"Node {node}:" if plan.num_nodes > 1 else f"Server {number}:"
+                yield ""
+            settings = node_settings(plan, own, node)
+            rows = [row for row, _ in engine_rows(plan, settings)]
+            exports = [s for s in settings if s.kind == "env"]
+            yield from _block(exports, rows)
+    if front := front_argv(plan, options):
+        yield "The front:"
+        yield ""
+        yield from _block([], [front])
     yield ""
     yield from (f"- port {port}: {purpose}" for port, purpose in ports_of(plan, options))
+
+
+def _block(exports: Iterable[Setting], rows: Iterable[Sequence[str]]) -> Iterator[str]:
+    yield "```bash"
+    for setting in exports:
+        yield f"export {setting.name}={shell_word(setting.value or '')}"
+    yield " \\\n  ".join(" ".join(shell_word(word) for word in row) for row in rows)
+    yield "```"
 
 
 def _settings(plan: Plan) -> Iterator[str]:

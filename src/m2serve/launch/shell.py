@@ -9,6 +9,7 @@ from m2serve.launch.command import flag_words, make_launch, node_settings, ports
 from m2serve.launch.files import LaunchFile, node_file
 from m2serve.launch.options import DEFAULTS, LaunchOptions
 from m2serve.launch.placeholders import placeholders_in, shell_word
+from m2serve.launch.replicas import front_argv, function_lines, server_options, together_lines
 from m2serve.records import Plan, Setting
 
 Row = tuple[Sequence[str], str]
@@ -27,6 +28,8 @@ _THIS_IP = (
 def shell_files(plan: Plan, options: LaunchOptions = DEFAULTS) -> tuple[LaunchFile, ...]:
     """serve.sh, or node0.sh and on: run on each node, in this order."""
     nodes = make_launch(plan, options).nodes
+    if plan.num_replicas > 1:
+        return (LaunchFile("serve.sh", _script_of_several(plan, options)),)
     return tuple(
         LaunchFile(node_file(plan, "serve", "node", "sh", n.node), _script(plan, options, n.node))
         for n in nodes
@@ -37,9 +40,13 @@ def head_comments(plan: Plan, options: LaunchOptions) -> list[str]:
     """What is run, the ports and what to watch for, as lines without a comment sign."""
     nodes = f" on each of {plan.num_nodes} nodes" if plan.num_nodes > 1 else ""
     lines = [f"{plan.model} on {plan.hardware}{nodes}: {plan.engine} {plan.engine_version}"]
+    if plan.num_replicas > 1:
+        lines.append(
+            f"{plan.num_replicas} servers, each on its own share of the devices, behind one front"
+        )
     lines += [f"Port {port}: {purpose}" for port, purpose in ports_of(plan, options)]
     lines += plan.warnings
-    if plan.engine != "own":
+    if plan.engine != "own" and plan.num_replicas == 1:
         front = f"m2 serve {shlex.quote(plan.model)} --upstream {_url(options)}"
         lines.append(f"In front of it: {front} --port {options.port % 65535 + 1}")
     return [one_line(line) for line in lines]
@@ -114,6 +121,39 @@ def script_start(comments: Iterable[str]) -> list[str]:
 def setting_values(settings: Iterable[Setting]) -> list[str]:
     """Values of flags and variables, where placeholders may stand."""
     return [s.value for s in settings if s.value is not None]
+
+
+def server_lines(plan: Plan, options: LaunchOptions) -> list[list[str]]:
+    """Bash functions for every replica and the front, and lines that run them together."""
+    functions = {}
+    for number, own in enumerate(server_options(plan, options)):
+        settings = node_settings(plan, own, 0)
+        reasons = options.with_reasons and number == 0  # the same for all
+        functions[f"server{number}"] = [
+            *export_lines(settings, reasons),
+            *array_lines(engine_rows(plan, settings), reasons),
+            'exec "${command[@]}"',
+        ]
+    functions["front"] = front_lines(plan, options)
+    blocks = [function_lines(name, body) for name, body in functions.items()]
+    return [*blocks, together_lines(functions)]
+
+
+def front_lines(plan: Plan, options: LaunchOptions) -> list[str]:
+    why = "requests that begin alike go to one server, for its prefix cache"
+    rows: list[Row] = [(front_argv(plan, options), why)]
+    return [*array_lines(rows, options.with_reasons), 'exec "${command[@]}"']
+
+
+def _script_of_several(plan: Plan, options: LaunchOptions) -> str:
+    settings = node_settings(plan, options, 0)
+    return blocks_text(
+        [
+            script_start(head_comments(plan, options)),
+            host_lines(settings, options.with_reasons),
+            *server_lines(plan, options),
+        ]
+    )
 
 
 def _script(plan: Plan, options: LaunchOptions, node: int) -> str:

@@ -14,6 +14,7 @@ from m2serve.launch.shell import (
     export_lines,
     head_comments,
     nic_line,
+    server_lines,
     setting_values,
 )
 from m2serve.records import Plan
@@ -30,11 +31,15 @@ address_of() {
 def slurm_files(plan: Plan, options: LaunchOptions = DEFAULTS) -> tuple[LaunchFile, ...]:
     """job.sbatch for `sbatch`; the engine's program must be on the nodes' PATH."""
     make_launch(plan, options)
+    head = ["#!/usr/bin/env bash", *_directives(plan), *_comments(plan, options)]
+    if plan.num_replicas > 1:  # on one node, where the job's own script runs
+        blocks = [head, ["set -euo pipefail"], *server_lines(plan, options)]
+        return (LaunchFile("job.sbatch", blocks_text(blocks)),)
     nodes = range(plan.num_nodes)
     words = [word for node in nodes for word in setting_values(node_settings(plan, options, node))]
     used = placeholders_in(words)
     blocks = [
-        ["#!/usr/bin/env bash", *_directives(plan), *_comments(plan, options)],
+        head,
         ["set -euo pipefail", _NODES],
         *_addresses(used, options),
         *(_node_function(plan, options, node) for node in nodes),

@@ -49,6 +49,20 @@ def machines(hardware: Hardware, objective: Objective) -> tuple[Hardware, ...]:
     )
 
 
+def replica_shares(hardware: Hardware) -> tuple[tuple[Hardware, int], ...]:
+    """Equal shares of one node's accelerators, each for an independent server, and their number."""
+    if not hardware.is_uniform or hardware.num_nodes > 1:
+        return ()
+    device, count = hardware.groups[0].accelerator, len(hardware.devices)
+    if device.vendor == "cpu":
+        return ()
+    return tuple(
+        (dataclasses.replace(hardware, groups=(DeviceGroup(device, share),)), count // share)
+        for share in _divisors(count)
+        if share < count
+    )
+
+
 def kv_cache_dtypes(engine: str, variant: Variant) -> tuple[str, ...]:
     if engine == "vllm-ascend":
         return ("auto", "int8") if variant.has_kv_scales else ("auto",)

@@ -105,7 +105,7 @@ def _sizes(found: dict[str, float], plan: Plan, c: Configuration) -> Iterator[Ve
         each = kv_bytes_per_token(shape, type(c.parallelism)(), shape.num_hidden_layers, "auto")
         yield _size(f"{value:g} GB per 1M tokens", value, each * 10**6, "1M tokens in BF16 take")
     if (value := found.get("kv")) is not None:
-        exact = sum(rank.term("kv_cache") for rank in plan.ranks)
+        exact = plan.num_replicas * sum(rank.term("kv_cache") for rank in plan.ranks)
         says = "all devices together have for it"
         yield _size(f"{value:g} GB of KV cache", value, exact, says, _KV_TOLERANCE)
     if (value := found.get("parameters")) is not None:
@@ -159,6 +159,7 @@ def roofline_ms(c: Configuration, users: float) -> float:
     """The least time of a decode step: its weights once, at the devices' full bandwidth, with
     independent routing; the KV cache is not counted."""
     shape, whole = sizes(c.held)
+    users = users / c.num_replicas
     untouched = (1 - shape.num_experts_per_tok / c.held.num_experts) ** users
     read = whole.experts * (1 - untouched) + whole.attention + whole.lm_head
     bandwidth = sum(device.bandwidth_gb_per_s for device in c.devices) * 1e6

@@ -19,6 +19,7 @@ class Configuration:
     """`kv_cache_dtype` is auto (BF16), fp8 or int8. `cpu_offload_bytes` is for each device.
 
     `max_num_seqs` is for each data-parallel rank. `draft` is a hub id or "" for no drafting.
+    `hardware` is what one of `num_replicas` independent servers has; `machine` is theirs together.
     """
 
     engine: Engine
@@ -34,6 +35,16 @@ class Configuration:
     cpu_offload_bytes: int = 0
     enforce_eager: bool = False
     draft: str = ""
+    num_replicas: int = 1
+
+    @cached_property
+    def machine(self) -> Hardware:
+        """The hardware of all replicas; more than one are on one uniform node."""
+        if self.num_replicas == 1:
+            return self.hardware
+        (group,) = self.hardware.groups
+        whole = dataclasses.replace(group, count=group.count * self.num_replicas)
+        return dataclasses.replace(self.hardware, groups=(whole,))
 
     @cached_property
     def held(self) -> Variant:
@@ -79,7 +90,8 @@ class Configuration:
         return dataclasses.replace(self, **changes)  # type: ignore[arg-type]
 
     def __str__(self) -> str:
-        parts = [self.engine.name, self.variant.name, describe_cut(self.parallelism)]
+        cut = describe_replicas(self.num_replicas, self.parallelism)
+        parts = [self.engine.name, self.variant.name, cut]
         if self.kv_cache_dtype != "auto":
             parts.append(f"{self.kv_cache_dtype.upper()} KV cache")
         if self.cpu_offload_bytes:
@@ -103,6 +115,12 @@ def _kernels(
 @lru_cache(maxsize=64)
 def _unpacked(variant: Variant) -> Variant:
     return dequantised(variant)
+
+
+def describe_replicas(num_replicas: int, cut: Parallelism) -> str:
+    """("2 x TP4 EP", "TP8")."""
+    text = describe_cut(cut)
+    return f"{num_replicas} x {text}" if num_replicas > 1 else text
 
 
 def describe_cut(cut: Parallelism) -> str:

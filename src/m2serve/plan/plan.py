@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from m2serve.errors import ResourceError, UsageError
 from m2serve.plan.candidates import variants_for
 from m2serve.plan.configuration import Configuration
 from m2serve.plan.departures import departures_of
 from m2serve.plan.issues import is_serious, issue_notes, open_issues, with_remedies
-from m2serve.plan.search import (
-    MAX_RUNNERS_UP,
-    Candidate,
-    Search,
-    comparison,
-    request_tokens,
-    search,
-)
+from m2serve.plan.ranking import Candidate, comparison, request_tokens
+from m2serve.plan.run_records import Run
+from m2serve.plan.search import MAX_RUNNERS_UP, Search, search
 from m2serve.plan.setting import Settings
 from m2serve.plan.settings import bare_settings, settings_of
 from m2serve.plan.warnings import warnings_of
@@ -38,9 +35,11 @@ def make_plan(
     engine_version: str = "",
     num_nodes: int = 1,
     host_memory_bytes: int = 0,
+    runs: Sequence[Run] = (),
+    allow_replicas: bool = True,
 ) -> Plan:
     """The best way to run a model on a machine; arguments and errors as for `choose`."""
-    options = (engine, engine_version, num_nodes, host_memory_bytes)
+    options = (engine, engine_version, num_nodes, host_memory_bytes, runs, allow_replicas)
     return choose(model, hardware, workload, *options)[0]
 
 
@@ -52,11 +51,14 @@ def choose(
     engine_version: str = "",
     num_nodes: int = 1,
     host_memory_bytes: int = 0,
+    runs: Sequence[Run] = (),
+    allow_replicas: bool = True,
 ) -> tuple[Plan, Configuration]:
     """The plan, and the configuration it is made of.
 
     `model` is a hub id, a folder or a family ("MiniMax-M2.5"), `hardware` a text for
-    spec.hardware.parse_hardware.
+    spec.hardware.parse_hardware. `runs` were measured (plan/run_records.py). Without
+    `allow_replicas` one server has all the devices.
 
     Raises UsageError for what is unknown or contradicts itself, ResourceError with the reasons when
     nothing can run.
@@ -66,11 +68,11 @@ def choose(
     machine = Hardware(machine.groups, machine.num_nodes, machine.power_limit_w, host_memory_bytes)
     variants = variants_for(model)
     engines = _engines(engine, engine_version)
-    result = search(engines, variants, machine, workload)
+    result = search(engines, variants, machine, workload, runs, allow_replicas=allow_replicas)
     if not result.found:
         raise ResourceError(_why_nothing(model, hardware, result))
     best, settings, skipped = _first_sound(result)
-    plan = _plan(model, best, settings, skipped, result, machine)
+    plan = _plan(model, best, settings, skipped, result, warnings_of(best, machine, runs))
     return plan, best.configuration
 
 
@@ -131,7 +133,7 @@ def _plan(
     settings: Settings,
     skipped: dict[str, str],
     result: Search,
-    machine: Hardware,
+    warnings: tuple[str, ...],
 ) -> Plan:
     c, workload = best.configuration, best.workload
     is_family = "/" not in model and c.variant.own_shape is None
@@ -139,7 +141,7 @@ def _plan(
     return Plan(
         model=c.variant.name if is_family else model,
         variant="" if c.variant.own_shape is not None else c.variant.name,
-        hardware=hardware_text(c.hardware),
+        hardware=hardware_text(c.machine),
         num_nodes=c.hardware.num_nodes,
         engine=c.engine.name,  # type: ignore[arg-type]
         engine_version=c.version,
@@ -150,32 +152,37 @@ def _plan(
         workload=workload,
         settings=settings,
         ranks=best.memory.ranks,
-        kv_cache_tokens=best.memory.kv_cache_tokens,
+        kv_cache_tokens=best.kv_cache_tokens,
         speed=best.speed,
         issues=issue_notes(c, settings, bare, workload),
-        warnings=warnings_of(best, machine),
+        warnings=warnings,
         runners_up=_runners_up(best, skipped, result),
         rejected=result.rejected,
         departures=departures_of(c, settings),
+        num_replicas=c.num_replicas,
     )
 
 
 def _runners_up(best: Candidate, skipped: dict[str, str], result: Search) -> tuple[Rejection, ...]:
-    """The best of each other engine, quantization and KV dtype."""
-    seen = {_kind(best)}
+    """The best of each other engine, quantization and KV dtype, and with replicas or without."""
+    seen = {_kind(best, best)}
     notes: list[Rejection] = []
     for other in result.found:
-        if _kind(other) in seen or len(notes) == MAX_RUNNERS_UP:
+        kind = _kind(other, best)
+        if kind in seen or len(notes) == MAX_RUNNERS_UP:
             continue
-        seen.add(_kind(other))
+        seen.add(kind)
         name = str(other.configuration)
         reason = skipped.get(name) or comparison(best, other)
         notes.append(Rejection(name, reason))
     return tuple(notes)
 
 
-def _kind(candidate: Candidate) -> tuple[object, ...]:
+def _kind(candidate: Candidate, best: Candidate) -> tuple[object, ...]:
+    """Several servers instead of one, or one instead of several, is a kind of its own."""
     c = candidate.configuration
+    if (c.num_replicas > 1) != (best.configuration.num_replicas > 1):
+        return (c.num_replicas > 1,)
     return (c.engine.name, _family(c.variant), c.kv_cache_dtype)
 
 

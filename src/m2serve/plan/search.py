@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import chain
 
 from m2serve.plan.candidates import (
     cuts,
@@ -13,14 +13,16 @@ from m2serve.plan.candidates import (
     kv_cache_dtypes,
     machines,
     memory_profiles,
+    replica_shares,
 )
 from m2serve.plan.configuration import Configuration
-from m2serve.plan.memory import MemoryPlan, plan_memory
+from m2serve.plan.measured import measured_speed
+from m2serve.plan.memory import plan_memory
 from m2serve.plan.placement import unequal_stages, with_offload
-from m2serve.plan.predict import predict
+from m2serve.plan.ranking import Candidate, ranked, request_tokens, workload_tokens
 from m2serve.plan.rules import first_objection
-from m2serve.plan.settings_ascend import is_long
-from m2serve.records import Rejection, Speed, Workload
+from m2serve.plan.run_records import Run
+from m2serve.records import Parallelism, Rejection, Workload
 from m2serve.spec.engines import Engine
 from m2serve.spec.hardware import Hardware
 from m2serve.spec.variants import Variant
@@ -28,27 +30,6 @@ from m2serve.spec.variants import Variant
 MAX_RUNNERS_UP = 5
 _MIN_SEQS = 16
 _LEN_STEP = 1024
-# Figures closer than this are equal: the forecast is not that good.
-_STEP = 1.08
-# Another's quantisation must be a tenth better to be taken before the official release, and more
-# where its weights are unpacked in the kernel: the forecast counts bytes alone.
-_THIRD_PARTY, _WEIGHT_ONLY = 1.1, 1.15
-
-
-@dataclass(frozen=True)
-class Candidate:
-    """A configuration that fits. `holds_workload`: the KV cache holds all its users at once."""
-
-    configuration: Configuration
-    workload: Workload
-    memory: MemoryPlan
-    speed: Speed
-    holds_workload: bool
-
-    @property
-    def output_per_device(self) -> float:
-        count = len(self.configuration.devices)
-        return self.speed.output_tokens_per_s.value / count
 
 
 @dataclass(frozen=True)
@@ -64,55 +45,31 @@ def search(
     variants: Sequence[Variant],
     hardware: Hardware,
     workload: Workload,
+    runs: Sequence[Run] = (),
+    *,
+    allow_replicas: bool = True,
 ) -> Search:
-    """`engines` with the version each is planned for, "" for the oldest good one."""
+    """`engines` with the version each is planned for, "" for the oldest good one. `runs` were
+    measured; they replace or rescale the forecast of what they are of.
+    """
     found: list[Candidate] = []
     rejected: list[Rejection] = []
     for machine in machines(hardware, workload.objective):
-        for c in _configurations(engines, variants, machine, workload):
-            outcome = _try(c, workload)
+        tried = _configurations(engines, variants, machine, workload)
+        if allow_replicas:
+            tried = chain(tried, _replicas(engines, variants, machine, workload))
+        for c in tried:
+            outcome = _try(c, workload, runs)
             if isinstance(outcome, Candidate):
                 found.append(outcome)
             else:
                 rejected.append(outcome)
     if not found:
         for c in _configurations(engines, variants, hardware, workload):
-            candidate = _try_offload(c, workload)
+            candidate = _try_offload(c, workload, runs)
             if candidate is not None:
                 found.append(candidate)
     return Search(tuple(ranked(found)), tuple(_merge(rejected)))
-
-
-def request_tokens(workload: Workload) -> int:
-    return workload.input_len + workload.output_len
-
-
-def workload_tokens(workload: Workload) -> int:
-    """KV cache that all users need at once; what a prefix cache shares is held once."""
-    shared = round(workload.input_len * workload.prefix_hit)
-    return shared + workload.concurrency * (request_tokens(workload) - shared)
-
-
-def comparison(best: Candidate, other: Candidate) -> str:
-    """Why `other` lost to `best`, in one sentence."""
-    if other.holds_workload != best.holds_workload:
-        return (
-            f"its KV cache of {other.memory.kv_cache_tokens:,} tokens does not hold the workload's "
-            f"{workload_tokens(other.workload):,}"
-        )
-    if _is_pruned(other) != _is_pruned(best):
-        return "experts were pruned from it, which costs quality; taken where nothing else fits"
-    if _meets_slos(other) != _meets_slos(best):
-        return f"misses the SLO: {_figures(other)}"
-    if other.configuration.kv_cache_dtype != best.configuration.kv_cache_dtype:
-        return f"an FP8 KV cache is not needed: {_figures(other)} against {_figures(best)}"
-    figures = f"{_figures(other)} against {_figures(best)}"
-    ratio = _value(other) / _value(best)
-    if ratio > _STEP:
-        return figures
-    if ratio < 1 / _STEP:
-        return f"not enough better for another's quantisation: {figures}"
-    return f"no better by the forecast, {figures}; the plan's is the better known or simpler one"
 
 
 def _configurations(
@@ -120,7 +77,9 @@ def _configurations(
     variants: Sequence[Variant],
     hardware: Hardware,
     workload: Workload,
+    num_replicas: int = 1,
 ) -> Iterator[Configuration]:
+    users = -(-workload.concurrency // num_replicas)
     for engine, wanted in engines:
         for variant in variants:
             version = wanted or good_version(engine, variant, hardware)
@@ -134,9 +93,36 @@ def _configurations(
                         cut,
                         workload.max_model_len or variant.max_model_len,
                         kv_cache_dtype=dtype,
-                        max_num_seqs=max_num_seqs(workload.concurrency, cut.data),
+                        max_num_seqs=max_num_seqs(users, cut.data),
                         draft=draft_for(engine.name, variant, dtype),
+                        num_replicas=num_replicas,
                     )
+
+
+def _replicas(
+    engines: Sequence[tuple[Engine, str]],
+    variants: Sequence[Variant],
+    machine: Hardware,
+    workload: Workload,
+) -> Iterator[Configuration]:
+    """Independent servers on equal shares of the machine, where many users count or the model
+    cannot be cut over all its devices. Within one, ranks are of tensor parallelism: data-parallel
+    ones would be more servers.
+    """
+    for share, count in replica_shares(machine):
+        if count > workload.concurrency:
+            continue
+        for c in _configurations(engines, variants, share, workload, count):
+            is_tensor = c.parallelism.tensor * c.parallelism.prefill_context == len(c.devices)
+            if is_tensor and (workload.objective != "latency" or not _cuts_whole(c)):
+                yield c
+
+
+def _cuts_whole(c: Configuration) -> bool:
+    """Whether tensor parallelism over the whole machine is valid."""
+    is_expert = c.engine.name == "vllm-ascend"  # which knows no other cut of this model
+    cut = Parallelism(len(c.machine.devices), expert_parallel=is_expert)
+    return first_objection(c.replace(hardware=c.machine, num_replicas=1, parallelism=cut)) is None
 
 
 def max_num_seqs(concurrency: int, data: int) -> int:
@@ -145,13 +131,13 @@ def max_num_seqs(concurrency: int, data: int) -> int:
     return max(_MIN_SEQS, 1 << (each - 1).bit_length())
 
 
-def _try(c: Configuration, workload: Workload) -> Candidate | Rejection:
+def _try(c: Configuration, workload: Workload, runs: Sequence[Run]) -> Candidate | Rejection:
     objection = first_objection(c)
     if objection is not None:
         return Rejection(str(c), objection)
     fits = []
     for trial in _profiles(c, workload):
-        candidate = _sized(trial, workload)
+        candidate = _sized(trial, workload, runs)
         if candidate is None:
             continue
         if candidate.holds_workload:
@@ -162,14 +148,14 @@ def _try(c: Configuration, workload: Workload) -> Candidate | Rejection:
     return Rejection(str(c), _why_it_does_not_fit(c, workload))
 
 
-def _try_offload(c: Configuration, workload: Workload) -> Candidate | None:
+def _try_offload(c: Configuration, workload: Workload, runs: Sequence[Run]) -> Candidate | None:
     """vLLM alone keeps weights in host memory for this family."""
     if c.engine.name != "vllm" or c.arch == "cpu" or first_objection(c) is not None:
         return None
     least = workload.max_model_len or request_tokens(workload)
     tight = list(_profiles(c, workload))[-1]
     placed = with_offload(tight, least)
-    return None if placed is None else _sized(placed, workload)
+    return None if placed is None else _sized(placed, workload, runs)
 
 
 def _profiles(c: Configuration, workload: Workload) -> Iterator[Configuration]:
@@ -177,7 +163,7 @@ def _profiles(c: Configuration, workload: Workload) -> Iterator[Configuration]:
         yield c.replace(gpu_memory_utilization=share, max_num_batched_tokens=tokens)
 
 
-def _sized(c: Configuration, workload: Workload) -> Candidate | None:
+def _sized(c: Configuration, workload: Workload, runs: Sequence[Run]) -> Candidate | None:
     """With the context cut to what one rank's KV cache holds for sure, where none was asked for."""
     least = workload.max_model_len or request_tokens(workload)
     if not c.hardware.is_uniform and not c.parallelism.pipeline_layers:
@@ -191,10 +177,9 @@ def _sized(c: Configuration, workload: Workload) -> Candidate | None:
     if memory.safe_tokens < c.max_model_len and not workload.max_model_len:
         stepped = memory.safe_tokens // _LEN_STEP * _LEN_STEP
         c = c.replace(max_model_len=max(stepped, least))
-    speed = predict(c, memory, workload)
-    return Candidate(
-        c, workload, memory, speed, memory.kv_cache_tokens >= workload_tokens(workload)
-    )
+    speed = measured_speed(c, memory, workload, runs)
+    held = memory.kv_cache_tokens * c.num_replicas
+    return Candidate(c, workload, memory, speed, held >= workload_tokens(workload, c.num_replicas))
 
 
 def _why_it_does_not_fit(c: Configuration, workload: Workload) -> str:
@@ -212,84 +197,6 @@ def _why_it_does_not_fit(c: Configuration, workload: Workload) -> str:
     return (
         f"the KV cache holds {memory.replica_tokens:,} tokens after {_gib(rank.term('weights'))} "
         f"GiB of weights, and one request may need {wanted:,}"
-    )
-
-
-def ranked(found: Sequence[Candidate]) -> list[Candidate]:
-    """The best first: what must hold, then the objective, in steps of what the forecast can tell
-    apart counted from the best; then the simpler cut, or the one with more KV cache where many
-    users count. Ties stay in the order tried.
-    """
-    duties = [_duties(candidate) for candidate in found]
-    best: dict[tuple[bool, ...], float] = {}
-    for duty, candidate in zip(duties, found, strict=True):
-        best[duty] = min(best.get(duty, math.inf), _handicapped(candidate))
-    keys = [
-        (duty, int(math.log(_handicapped(c) / best[duty]) / math.log(_STEP)), *_tie_break(c))
-        for duty, c in zip(duties, found, strict=True)
-    ]
-    order = sorted(range(len(found)), key=lambda index: keys[index])
-    return [found[index] for index in order]
-
-
-def _duties(candidate: Candidate) -> tuple[bool, ...]:
-    return (
-        not _meets_slos(candidate),
-        not candidate.holds_workload,
-        _is_pruned(candidate),
-        candidate.configuration.kv_cache_dtype != "auto",
-    )
-
-
-def _tie_break(candidate: Candidate) -> tuple[object, ...]:
-    c, workload = candidate.configuration, candidate.workload
-    cut, is_ascend = c.parallelism, c.engine.name == "vllm-ascend"
-    return (
-        is_ascend and is_long(workload.input_len) and cut.prefill_context == 1,
-        cut.pipeline,
-        0 if workload.objective == "latency" else -candidate.memory.kv_cache_tokens,
-        (cut.prefill_context, cut.data, cut.expert_parallel),
-        candidate.speed.ttft_ms.value,
-    )
-
-
-def _handicapped(candidate: Candidate) -> float:
-    return _value(candidate) * _handicap(candidate.configuration)
-
-
-def _handicap(c: Configuration) -> float:
-    if c.variant.name.startswith("MiniMaxAI/"):
-        return 1.0
-    kernels = [k for k in c.kernels("moe", c.held.experts_format, c.arch) if not k.is_broken]
-    is_weight_only = all(kernel.is_weight_only for kernel in kernels)
-    return _THIRD_PARTY * (_WEIGHT_ONLY if is_weight_only else 1.0)
-
-
-def _value(candidate: Candidate) -> float:
-    """What the objective wants small."""
-    match candidate.workload.objective:
-        case "latency":
-            return candidate.speed.tpot_ms.value
-        case "throughput":
-            return 1 / candidate.speed.output_tokens_per_s.value
-    return 1 / candidate.output_per_device
-
-
-def _meets_slos(candidate: Candidate) -> bool:
-    speed, workload = candidate.speed, candidate.workload
-    limits = ((workload.slo_ttft_ms, speed.ttft_ms), (workload.slo_tpot_ms, speed.tpot_ms))
-    return all(limit is None or estimate.value <= limit for limit, estimate in limits)
-
-
-def _is_pruned(candidate: Candidate) -> bool:
-    return candidate.configuration.variant.num_experts < 256
-
-
-def _figures(candidate: Candidate) -> str:
-    speed = candidate.speed
-    return (
-        f"TPOT {speed.tpot_ms.value:.1f} ms, TTFT {speed.ttft_ms.value:.0f} ms, "
-        f"{speed.output_tokens_per_s.value:,.0f} tokens/s"
     )
 
 

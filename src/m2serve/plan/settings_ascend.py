@@ -40,6 +40,11 @@ def is_long(input_len: int) -> bool:
     return input_len >= LONG_PROMPT
 
 
+def draft_tokens(input_len: int) -> int:
+    """Drafted a step."""
+    return 1 if is_long(input_len) else 3
+
+
 def _context(c: Configuration) -> Settings:
     if c.parallelism.prefill_context == c.parallelism.decode_context == 1:
         return ()
@@ -81,7 +86,7 @@ def _draft(c: Configuration, input_len: int) -> Settings:
     value = as_json(
         method="eagle3",
         model=c.draft,
-        num_speculative_tokens=1 if is_long(input_len) else 3,
+        num_speculative_tokens=draft_tokens(input_len),
         enforce_eager=True,
     )
     reason = "an Eagle3 draft made for this very checkpoint; a cache path works as well as the id"

@@ -28,6 +28,8 @@ def load_constants(path: Path = CONSTANTS_PATH) -> SpeedConstants:
             ttft={name: float(value) for name, value in table["ttft"].items()},
             tpot_spread=(float(spread["tpot"]), float(spread["tpot_unmeasured"])),
             ttft_spread=(float(spread["ttft"]), float(spread["ttft_unmeasured"])),
+            ascend_spread=float(spread["ascend"]),
+            num_ascend=int(table["ascend"]["figures"]),
         )
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise ConfigError(f"{path} does not hold the constants of the speed model") from error
@@ -35,7 +37,7 @@ def load_constants(path: Path = CONSTANTS_PATH) -> SpeedConstants:
 
 def measured_accelerators(constants: SpeedConstants) -> frozenset[str]:
     """Those whose own rows were among the fitted ones."""
-    return frozenset(name.partition("@")[2] for name in constants.tpot if "@" in name)
+    return frozenset(name.partition("@")[2] for name in constants.tpot if name.startswith("eff@"))
 
 
 def dump_constants(constants: SpeedConstants) -> str:
@@ -44,8 +46,10 @@ def dump_constants(constants: SpeedConstants) -> str:
         "tpot_unmeasured": constants.tpot_spread[1],
         "ttft": constants.ttft_spread[0],
         "ttft_unmeasured": constants.ttft_spread[1],
+        "ascend": constants.ascend_spread,
     }
-    tables = {"spread": spread, "tpot": constants.tpot, "ttft": constants.ttft}
+    ascend = {"figures": constants.num_ascend}
+    tables = {"spread": spread, "ascend": ascend, "tpot": constants.tpot, "ttft": constants.ttft}
     parts = [_HEAD]
     for title, values in tables.items():
         lines = [f'"{name}" = {round(value, 5)}' for name, value in values.items()]

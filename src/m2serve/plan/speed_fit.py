@@ -67,17 +67,20 @@ COVERAGE = 0.8
 @dataclass(frozen=True)
 class SpeedConstants:
     """`*_spread`: the error, as a share, that four predictions of five stay below, for an
-    accelerator that was measured and for one that was not."""
+    accelerator that was measured and for one that was not. `ascend_spread`: the same of the
+    `num_ascend` figures that plan/speed_ascend.py fits."""
 
     tpot: Constants
     ttft: Constants
     tpot_spread: tuple[float, float]
     ttft_spread: tuple[float, float]
+    ascend_spread: float = 0.0
+    num_ascend: int = 0
 
 
 def fit_all(rows: Sequence[Measured], num_iterations: int = 25) -> SpeedConstants:
     """Both sets of constants; spreads are 0 (`with_spreads` measures them)."""
-    tpot = _fit(
+    tpot = fit(
         _with_effects(_TPOT, _TPOT_EFFECTS, rows),
         Columns([row.point for row in rows]),
         np.log([row.tpot_ms for row in rows]),
@@ -89,7 +92,7 @@ def fit_all(rows: Sequence[Measured], num_iterations: int = 25) -> SpeedConstant
     cold = [row for row in rows if row.ttft_ms is not None]
     columns = Columns([row.point for row in cold])
     steps = tpot_ms(tpot, columns)
-    ttft = _fit(
+    ttft = fit(
         _with_effects(_TTFT, _TTFT_EFFECTS, cold),
         columns,
         np.log([float(row.ttft_ms or 0) for row in cold]),
@@ -143,10 +146,13 @@ def with_spreads(
     return replace(constants, tpot_spread=pairs[0], ttft_spread=pairs[1])
 
 
-def _spread(results: Sequence[LeftOut], kind: str) -> float:
+def spread(relative_errors: Array) -> float:
     """Of the ratio, in both directions: from value / (1 + spread) to value * (1 + spread)."""
-    ratios = np.concatenate([getattr(result, kind) for result in results]) + 1
-    return float(np.expm1(np.quantile(np.abs(np.log(ratios)), COVERAGE)))
+    return float(np.expm1(np.quantile(np.abs(np.log1p(relative_errors)), COVERAGE)))
+
+
+def _spread(results: Sequence[LeftOut], kind: str) -> float:
+    return spread(np.concatenate([getattr(result, kind) for result in results]))
 
 
 def _with_effects(
@@ -168,7 +174,7 @@ def _row_weights(rows: Sequence[Measured]) -> Array:
     return np.array([counts[row.configuration] ** -0.25 for row in rows])
 
 
-def _fit(
+def fit(
     priors: Priors,
     columns: Columns,
     log_measured: Array,
@@ -177,6 +183,9 @@ def _fit(
     predict: Callable[[Constants, Columns], Array],
     num_iterations: int,
 ) -> dict[str, float]:
+    """The constants of `priors` under which `predict` comes nearest to what was measured, weighted
+    by `weights`; log errors above `large` count less.
+    """
     names = list(priors)
     mean = np.array([priors[name][0] for name in names])
     precision = np.array([priors[name][1] for name in names]) ** -2.0

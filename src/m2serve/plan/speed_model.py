@@ -4,10 +4,12 @@
            + scheduling * users + prefill of the others' prompts
     ttft = t0 + a step + prefill of the prompt + its share of a burst of prompts
 
-A layer reads E(1 - (1 - k/E)^(kappa * users)) of its E experts. Under a power cap a step takes at
-least its energy over what the cap leaves above the idle power; both limits meet in a sixth-power
-mean. Constants and their effects by accelerator, engine version and four-bit weights come from
-speed_constants.toml, which scripts/fit_speed_model.py writes; an effect nobody has measured is 0.
+A layer reads E(1 - (1 - k/E)^(kappa * users)) of its E experts. A step that drafts takes longer,
+computes the drafted tokens of every user, and yields those that are accepted besides its own. Under
+a power cap a step takes at least its energy over what the cap leaves above the idle power; both
+limits meet in a sixth-power mean. Constants and their effects by accelerator, engine version and
+four-bit weights come from speed_constants.toml, which scripts/fit_speed_model.py writes; an effect
+nobody has measured is 0. Drafts were fitted on Ascend alone.
 All quantities are arrays over points, so that the same code predicts one plan and fits a table.
 """
 
@@ -27,6 +29,7 @@ Array = np.ndarray
 _MEAN_POWER = 6
 _WARM = 0.3  # a measured hit rate above this: some requests cold, the others cached whole
 _MIN_HEADROOM_W = 20.0
+_MAX_ACCEPTED = 0.95
 
 
 @dataclass(frozen=True)
@@ -35,6 +38,7 @@ class SpeedPoint:
 
     `users` run at once. `dense_bytes`: attention, router and head, read by every step.
     `power_limit_w` 0: no cap. `num_devices` work on one step together: tensor times data ranks.
+    `draft_tokens` are proposed a step, 0 without drafting.
     """
 
     accelerator: str
@@ -57,6 +61,7 @@ class SpeedPoint:
     experts_per_token_share: float
     prefill_flops_per_token: float
     attention_flops_per_pair: float
+    draft_tokens: int = 0
 
 
 def model_flops(shape: ModelShape) -> tuple[float, float]:
@@ -105,6 +110,7 @@ def tpot_ms(constants: Constants, columns: Columns) -> Array:
     per_ms = x["bandwidth_gb_per_s"] * 1e6
     constant = np.exp(log("c0") + constants["c0_dp"] * (x["data"] > 1))
     constant = constant + math.exp(constants["comm"]) * np.log2(num)
+    constant = constant + math.exp(constants.get("draft", 0.0)) * (x["draft_tokens"] > 0)
     alpha = columns.effect(constants, "alpha")
     efficiency = np.exp(
         log("eff") - alpha * np.log(num) + constants["eff_ep"] * x["expert_parallel"]
@@ -113,7 +119,7 @@ def tpot_ms(constants: Constants, columns: Columns) -> Array:
     context = x["input_len"] + x["output_len"] / 2
     kv = users / x["data"] * context * x["kv_bytes_per_token"] / np.minimum(x["tensor"], 8)
     total = constant + weights / (per_ms * efficiency) + kv / (per_ms * np.exp(log("effkv")))
-    total = total + math.exp(constants["p"]) * users
+    total = (total + math.exp(constants["p"]) * users) / tokens_per_step(constants, columns)
     total = total + users * _prefill_ms(constants, columns, x["prefix_hit"]) / x["output_len"]
     energy_mj = (
         math.exp(constants["ew"]) * weights / 1e7
@@ -124,10 +130,17 @@ def tpot_ms(constants: Constants, columns: Columns) -> Array:
     return _with_power_cap(total, energy_mj, x["power_limit_w"], math.exp(constants["P0"]))
 
 
+def tokens_per_step(constants: Constants, columns: Columns) -> Array:
+    """1 + a + ... + a^k: a drafted token is accepted with chance a if the one before it was."""
+    chance = min(math.exp(constants.get("accept", -math.inf)), _MAX_ACCEPTED)
+    return (1 - chance ** (columns.numbers["draft_tokens"] + 1)) / (1 - chance)
+
+
 def weight_bytes_of_step(constants: Constants, columns: Columns) -> Array:
     """Bytes of weights one device reads in a decode step."""
     x = columns.numbers
-    draws = np.where(x["users"] > 1, np.maximum(1, x["users"] * math.exp(constants["kappa"])), 1)
+    tokens = x["users"] * (1 + x["draft_tokens"])
+    draws = np.where(tokens > 1, np.maximum(1, tokens * math.exp(constants["kappa"])), 1)
     touched = 1 - (1 - x["experts_per_token_share"]) ** draws
     return x["expert_bytes"] * touched / x["num_devices"] + x["dense_bytes"] / x["tensor"]
 
@@ -168,6 +181,17 @@ def ttft_ms(constants: Constants, columns: Columns, tpot: Array) -> Array:
     burst = math.exp(constants["burst"]) * prefill * others
     base = np.exp(columns.effect(constants, "t0"))
     return base + math.exp(constants["step"]) * tpot + prefill + burst
+
+
+def under_load(
+    tpot: Array, ttft: Array, users: Array, wanted: Array, output_len: Array
+) -> tuple[Array, Array]:
+    """(TTFT in ms, output tokens a second) where `users` of the `wanted` run at once and the others
+    wait for a whole answer; all [points].
+    """
+    answer = ttft + (output_len - 1) * tpot
+    waiting = np.maximum(0.0, wanted / users - 1) * answer
+    return ttft + waiting, users * output_len / answer * 1000
 
 
 def _with_power_cap(time_ms: Array, energy_mj: Array, cap_w: Array, idle_w: float) -> Array:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
+from m2serve.plan.measured import is_of
 from m2serve.plan.overhead import SOURCE
-from m2serve.plan.search import Candidate, workload_tokens
+from m2serve.plan.ranking import Candidate, workload_tokens
+from m2serve.plan.run_records import Run
 from m2serve.records import Workload
 from m2serve.spec.hardware import Hardware
 
@@ -13,7 +15,9 @@ _GIB = 1 << 30
 _HOST_RAM_TO_LOAD_GIB = 64
 
 
-def warnings_of(candidate: Candidate, machine: Hardware) -> tuple[str, ...]:
+def warnings_of(
+    candidate: Candidate, machine: Hardware, runs: Sequence[Run] = ()
+) -> tuple[str, ...]:
     """`machine` is all the hardware the user has; a plan for the lowest cost may take fewer."""
     workload = candidate.workload
     return (
@@ -21,6 +25,7 @@ def warnings_of(candidate: Candidate, machine: Hardware) -> tuple[str, ...]:
         *_free_devices(candidate, machine),
         *_memory(candidate, workload),
         *_speed(candidate, workload),
+        *_measured(candidate, runs),
         *_formats(candidate),
         *_loading(candidate),
         *_hardware(candidate),
@@ -36,7 +41,7 @@ def _licence(candidate: Candidate) -> Iterator[str]:
 
 
 def _free_devices(candidate: Candidate, machine: Hardware) -> Iterator[str]:
-    own, whole = len(candidate.configuration.devices), len(machine.devices)
+    own, whole = len(candidate.configuration.machine.devices), len(machine.devices)
     if own < whole:
         yield f"The plan takes {own} of {whole} devices; the others stay free."
 
@@ -50,8 +55,8 @@ def _memory(candidate: Candidate, workload: Workload) -> Iterator[str]:
         )
     if not candidate.holds_workload:
         yield (
-            f"The KV cache holds {memory.kv_cache_tokens:,} tokens, the workload's users need "
-            f"{workload_tokens(workload):,} at once: some will wait."
+            f"The KV cache holds {candidate.kv_cache_tokens:,} tokens, the workload's users need "
+            f"{workload_tokens(workload, c.num_replicas):,} at once: some will wait."
         )
     if memory.safe_tokens < c.max_model_len:
         yield (
@@ -80,6 +85,16 @@ def _speed(candidate: Candidate, workload: Workload) -> Iterator[str]:
         )
     if candidate.configuration.draft:
         yield "Drafting pays where the traffic is like the draft's training; compare without it."
+
+
+def _measured(candidate: Candidate, runs: Sequence[Run]) -> Iterator[str]:
+    if not runs or candidate.speed.tpot_ms.is_measured:
+        return
+    if not any(is_of(run, candidate.configuration) for run in runs):
+        yield (
+            f"None of the {len(runs)} measured runs is of this checkpoint, hardware, engine and a "
+            "cut of all its devices: the figures are the forecast."
+        )
 
 
 def _formats(candidate: Candidate) -> Iterator[str]:

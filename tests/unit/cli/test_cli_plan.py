@@ -116,13 +116,48 @@ def test_a_machine_without_accelerators_says_what_is_missing(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     machine = this_machine()
-    monkeypatch.setattr("m2serve.cli.plan.local_hardware", lambda: processor_hardware(machine))
+    monkeypatch.setattr("m2serve.devices.local_hardware", lambda: processor_hardware(machine))
     result = runner.invoke(app, ["plan", "MiniMaxAI/MiniMax-M2.5", "--hardware", "local"])
     assert isinstance(result.exception, UsageError)
     assert "bandwidth of this processor is unknown" in str(result.exception)
 
 
 def test_local_accelerators_are_planned_for(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("m2serve.cli.plan.local_hardware", lambda: parse_hardware("4xb200"))
+    monkeypatch.setattr("m2serve.devices.local_hardware", lambda: parse_hardware("4xb200"))
     plan = json.loads(run("MiniMaxAI/MiniMax-M2.5", "--hardware", "local", "--json"))
     assert plan["hardware"] == "4xb200"
+
+
+def test_measured_runs_beat_the_forecast_and_are_named(tmp_path: Path) -> None:
+    record = {
+        **dict.fromkeys(("commit", "command"), ""),
+        "machine": "4xb200",
+        "model": "MiniMaxAI/MiniMax-M2.5",
+        "engine": "vllm",
+        "engine_version": "0.20.2",
+        "input_len": 2048,
+        "output_len": 512,
+        "concurrency": 8,
+        "ttft_ms": 150.0,
+        "tpot_ms": 12.0,
+        "output_tokens_per_s": 650.0,
+        "extra": [["date", "2026-11-20"], ["parallelism", "TP4"]],
+    }
+    (tmp_path / "run.json").write_text(json.dumps([record, {**record, "tpot_ms": 12.2}]))
+    model = ("MiniMaxAI/MiniMax-M2.5", "--hardware", "4xb200", "--engine", "vllm")
+    output = run(*model, "--measured", str(tmp_path))
+    assert "measured on 2026-11-20 (2 runs: run.json)" in output
+    assert "650 tokens/s" in output
+    plan = json.loads(run(*model, "--measured", str(tmp_path / "run.json"), "--json"))
+    assert plan["speed"]["tpot_ms"]["is_measured"]
+    result = runner.invoke(app, ["plan", *model, "--measured", str(tmp_path / "none.json")])
+    assert isinstance(result.exception, UsageError)
+
+
+def test_replicas_are_said() -> None:
+    crowd = ("--concurrency", "512", "--objective", "throughput", "--engine", "vllm")
+    output = run("MiniMaxAI/MiniMax-M2.5", "--hardware", "8xh200", *crowd)
+    assert "2 of these, independent, behind m2 serve" in output
+    assert "each of 2 servers" in output
+    plan = json.loads(run("MiniMaxAI/MiniMax-M2.5", "--hardware", "8xh200", *crowd, "--json"))
+    assert plan["num_replicas"] == 2

@@ -7,6 +7,7 @@ import pytest
 from tiny import build_tiny
 from typer.testing import CliRunner
 
+from m2serve.cli import engines
 from m2serve.cli import serve as module
 from m2serve.cli.main import app
 from m2serve.engine.config import EngineConfig
@@ -99,7 +100,7 @@ def test_serve_hands_the_formats_to_the_own_engine(
         seen.append(config)
         raise StopHere
 
-    monkeypatch.setattr(module, "make_engine", make_engine)
+    monkeypatch.setattr(engines, "make_engine", make_engine)
     for options in ([], ["--attention-format", "fp8", "--head-format", "int8"]):
         assert isinstance(runner.invoke(app, ["serve", str(folder), *options]).exception, StopHere)
     formats = [(config.attention_format, config.head_format) for config in seen]

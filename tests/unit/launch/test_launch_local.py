@@ -16,7 +16,7 @@ def test_vllm() -> None:
     )
     assert " ".join(argv) == (
         "vllm serve /models/m2 --host 127.0.0.1 --port 8001 --enable-prompt-tokens-details "
-        "--uvicorn-log-level warning --max-model-len 4096 --no-enable-prefix-caching "
+        "--uvicorn-log-level warning --reasoning-parser minimax_m2 --max-model-len 4096 --no-enable-prefix-caching "
         "--tensor-parallel-size 2"
     )
 
@@ -25,9 +25,16 @@ def test_sglang_has_other_names() -> None:
     argv = engine_argv("sglang", "m", 1, settings=[("--max-model-len", "9"), ("--dtype", "auto")])
     assert " ".join(argv) == (
         "python3 -m sglang.launch_server --model-path m --host 127.0.0.1 --port 1 "
-        "--incremental-streaming-output --log-level-http warning "
+        "--incremental-streaming-output --log-level-http warning --reasoning-parser minimax "
         "--context-length 9 --dtype auto"
     )
+
+
+def test_a_planned_reasoning_parser_stands() -> None:
+    argv = engine_argv("vllm", "m", 1, settings=[("--reasoning-parser", "planned")])
+    assert [argv[i + 1] for i, word in enumerate(argv) if word == "--reasoning-parser"] == [
+        "planned"
+    ]
 
 
 def test_the_program_can_be_another() -> None:

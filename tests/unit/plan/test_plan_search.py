@@ -7,7 +7,8 @@ from hypothesis import strategies as st
 from m2serve.errors import ResourceError
 from m2serve.plan.candidates import variants_for
 from m2serve.plan.plan import make_plan
-from m2serve.plan.search import search, workload_tokens
+from m2serve.plan.ranking import workload_tokens
+from m2serve.plan.search import search
 from m2serve.records import Plan, Workload
 from m2serve.spec.engines import find_engine, load_engines
 from m2serve.spec.hardware import parse_hardware
@@ -51,7 +52,8 @@ def test_no_plan_exceeds_its_devices(model: str, card: str, count: int, workload
     assume(plan is not None)
     assert plan is not None
     machine = parse_hardware(plan.hardware, plan.num_nodes)
-    assert plan.parallelism.world_size == len(machine.devices) == len(plan.ranks)
+    assert plan.parallelism.world_size == len(plan.ranks)
+    assert plan.num_replicas * len(plan.ranks) == len(machine.devices)
     if workload.objective != "cost":
         assert len(machine.devices) == count
     for rank in plan.ranks:
