@@ -25,6 +25,8 @@ def server() -> Iterator[FakeServer]:
         prefix_cache_hits=40,
         prompt_tokens=1000,
         generation_tokens=500,
+        busy_s=40.0,
+        native_s=38.0,
     )
     engine = FakeEngine(says("</think>Hello"), counters=counters, num_cached_tokens=16)
     with fake_server(engine) as running:
@@ -53,6 +55,12 @@ def test_the_engines_numbers_under_vllms_names(server: FakeServer) -> None:
     assert value(server, "vllm:prefix_cache_hits_total") == 40
     assert value(server, "vllm:prompt_tokens_total") == 1000
     assert value(server, "vllm:generation_tokens_total") == 500
+
+
+def test_the_share_of_native_code_is_one_scrape_away(server: FakeServer) -> None:
+    assert value(server, "m2:engine_busy_seconds_total") == 40
+    assert value(server, "m2:engine_native_seconds_total") == 38
+    assert value(server, "m2:native_busy_ratio") == 0.95
 
 
 def test_requests_are_counted_by_how_they_ended(server: FakeServer) -> None:

@@ -1,7 +1,8 @@
 """Penalties, biases and bans: what changes a row of logits before a token is chosen from it.
 
 In this order: repetition penalty, frequency and presence penalty, logit_bias, then the bans
-(allowed_token_ids, bad_words_ids, min_tokens), so that no bias lifts a ban.
+(allowed_token_ids, bad_words_ids, min_tokens), so that no bias lifts a ban. The last of the bans,
+those of structured output, are in `structured_output_masks.py`, since they need a memory.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ def needs_processing(sequence: Sequence) -> bool:
         or sampling.logit_bias
         or sampling.allowed_token_ids is not None
         or sampling.bad_words_ids
+        or sampling.structured_output is not None
         or sequence.num_output_tokens < sampling.min_tokens
     )
 

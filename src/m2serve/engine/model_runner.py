@@ -5,10 +5,11 @@ ScheduledStep -> ForwardBatch -> logits -> token ids and logprobs.
 
 from __future__ import annotations
 
-import dataclasses
 import logging
 from collections.abc import Callable, Mapping
+from pathlib import Path
 
+import msgspec
 import torch
 
 from m2serve.checkpoint.reader import Checkpoint
@@ -28,7 +29,8 @@ from m2serve.engine.request import EngineRequest, SamplingParams, TokenLogprob
 from m2serve.engine.sampler import NOT_FINITE, Sampler
 from m2serve.engine.sequence import Sequence
 from m2serve.engine.step import ScheduledSequence, ScheduledStep, SequenceResult
-from m2serve.engine.step_batch import forward_batch
+from m2serve.engine.step_batch import StepBatcher
+from m2serve.engine.structured_output_masks import StructuredOutputMasks
 from m2serve.engine.validation import MAX_LOGPROBS
 from m2serve.environment import this_machine
 from m2serve.model.batch import KVCache
@@ -46,7 +48,7 @@ PROMPT_LOGITS_AT_ONCE = 128
 class ModelRunner:
     """Made by `load`. `max_model_len` is the config's, the checkpoint's, or what the cache holds;
     `used_vocab_size` the number of ids that may be sampled, `eos_token_ids` those that
-    generation_config.json names as the end.
+    generation_config.json names as the end. Structured output needs `masks`.
     """
 
     def __init__(
@@ -57,13 +59,15 @@ class ModelRunner:
         max_model_len: int,
         used_vocab_size: int,
         eos_token_ids: tuple[int, ...] = (),
+        masks: StructuredOutputMasks | None = None,
     ) -> None:
         self.model = model
         self.kv_cache = kv_cache
         self.max_model_len = max_model_len
         self.used_vocab_size = used_vocab_size
         self.eos_token_ids = eos_token_ids
-        self._sampler = Sampler(used_vocab_size)
+        self._sampler = Sampler(used_vocab_size, masks)
+        self._batcher = StepBatcher(kv_cache.block_size, self.device)
 
     @classmethod
     def load(cls, config: EngineConfig, progress: Callable[[float], None]) -> ModelRunner:
@@ -98,6 +102,7 @@ class ModelRunner:
                 max_model_len=max_model_len,
                 used_vocab_size=used_vocab_size,
                 eos_token_ids=eos_token_ids,
+                masks=StructuredOutputMasks(Path(config.model_path)),
             )
 
         activation_bytes = 0
@@ -125,12 +130,19 @@ class ModelRunner:
     def dtype_name(self) -> str:
         return str(self.model.weights.embedding.dtype).removeprefix("torch.")
 
+    @property
+    def native_s(self) -> float:
+        """Seconds spent in the native library so far."""
+        model = self.model
+        forward_s = model.step.native_s if isinstance(model, NativeMiniMaxM2) else 0.0
+        return forward_s + self._sampler.native_s
+
     @torch.inference_mode()
     def run(
         self, step: ScheduledStep, sequences: Mapping[str, Sequence]
     ) -> dict[str, SequenceResult]:
         """One forward pass; a result for each sequence of the step, by request id."""
-        batch = forward_batch(step, self.kv_cache.block_size, self.device)
+        batch = self._batcher.build(step)
         hidden = self.model.forward(batch, self.kv_cache)
         sampling = [scheduled.request_id for scheduled in step.sequences if scheduled.samples]
         sampled = self._sampler.sample(
@@ -167,7 +179,7 @@ class ModelRunner:
             if found is None:
                 return SequenceResult(error=NOT_FINITE)
             prompt_logprobs += found
-        return dataclasses.replace(result, prompt_logprobs=prompt_logprobs)
+        return msgspec.structs.replace(result, prompt_logprobs=prompt_logprobs)
 
 
 def _eos_token_ids(checkpoint: Checkpoint) -> tuple[int, ...]:

@@ -11,6 +11,25 @@ from typing import Literal
 import msgspec
 
 FinishReason = Literal["stop", "length", "abort", "error"]
+StructuredKind = Literal["json_schema", "json_object", "regex", "choice", "grammar"]
+
+
+class StructuredOutput(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """The form an answer must have, and where in the generated ids the answer begins.
+
+    `text` is a JSON schema, a regular expression, a JSON list of strings (choice) or a Lark or
+    GBNF grammar; json_object has none. The answer begins at once, or behind the first generated id
+    that is one of `after_token_ids`, and is preceded by exactly `prefix_token_ids`. One of
+    `free_token_ids` before or at its start means that the model does something else: then all that
+    follows is free. One of `free_prefix_token_ids` in place of the prefix announces just that.
+    """
+
+    kind: StructuredKind
+    text: str = ""
+    after_token_ids: tuple[int, ...] = ()
+    prefix_token_ids: tuple[int, ...] = ()
+    free_token_ids: tuple[int, ...] = ()
+    free_prefix_token_ids: tuple[int, ...] = ()
 
 
 class SamplingParams(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
@@ -21,8 +40,9 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tr
     `logprobs` is the number of alternatives to report for each generated token (0: only the
     chosen one; None: no logprobs); they are of the model's raw distribution, before penalties
     and temperature. `bad_words_ids` are token sequences whose last token is banned when the rest
-    has just been produced. `forced_token_ids`, when set, replaces sampling: the ids come out in
-    this order (through the real scheduler and model), whatever the logits say.
+    has just been produced. `structured_output` leaves only tokens that keep the answer in its form,
+    and the end only where the form is complete. `forced_token_ids`, when set, replaces sampling:
+    the ids come out in this order (through the real scheduler and model), whatever the logits say.
     """
 
     max_tokens: int
@@ -44,6 +64,7 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tr
     logprobs: int | None = None
     prompt_logprobs: int | None = None
     forced_token_ids: tuple[int, ...] | None = None
+    structured_output: StructuredOutput | None = None
 
 
 class EngineRequest(msgspec.Struct, frozen=True, kw_only=True):
@@ -86,7 +107,8 @@ class EngineInfo(msgspec.Struct, frozen=True, kw_only=True):
     """What a ready engine is; sent once, when it has generated its first token.
 
     `weight_bytes` are in memory, 0 if unknown; requantising while loading saved
-    `weight_bytes_saved`.
+    `weight_bytes_saved`. With `checks_structured_output` the engine refuses a wrong schema or
+    pattern itself, by rules of its own.
     """
 
     model: str
@@ -103,10 +125,15 @@ class EngineInfo(msgspec.Struct, frozen=True, kw_only=True):
     load_time_s: float
     weight_bytes: int = 0
     weight_bytes_saved: int = 0
+    checks_structured_output: bool = False
 
 
 class EngineStats(msgspec.Struct, frozen=True, kw_only=True):
-    """Counters since the engine started, and gauges of now (`num_*_reqs`, `kv_cache_usage`)."""
+    """Counters since the engine started, and gauges of now (`num_*_reqs`, `kv_cache_usage`).
+
+    `busy_s` is the time in which there were requests to compute, `native_s` the part of it spent
+    in the native CPU library; 0 where PyTorch computes.
+    """
 
     step: int = 0
     num_running_reqs: int = 0
@@ -120,3 +147,10 @@ class EngineStats(msgspec.Struct, frozen=True, kw_only=True):
     prefix_cache_hits: int = 0
     prompt_tokens: int = 0
     generation_tokens: int = 0
+    busy_s: float = 0.0
+    native_s: float = 0.0
+
+    @property
+    def native_busy_share(self) -> float:
+        """0 to 1; what is missing from 1 is scheduling, Python, and waiting for a processor."""
+        return self.native_s / self.busy_s if self.busy_s else 0.0

@@ -1,60 +1,43 @@
-"""Choose the next token of every sequence of a step from the model's logits.
-
-Rows are computed together by what they ask for: greedy, a top_k of at most 1024 (the checkpoint's
-default is 40), a nucleus without such a top_k, or the whole distribution. A row's token depends on
-its logits, its request and its own history alone, never on the other rows.
-"""
+"""From the model's logits to the next token of every sequence of a step, with its logprobs."""
 
 from __future__ import annotations
 
-import struct
-from collections import defaultdict
-from hashlib import blake2b
-
 import torch
 
+from m2serve.engine.choosing import NO_TOKEN, TokenChooser
 from m2serve.engine.logits_processors import needs_processing, process_logits
 from m2serve.engine.logprobs import token_logprobs
-from m2serve.engine.request import SamplingParams, TokenLogprob
+from m2serve.engine.request import TokenLogprob
 from m2serve.engine.sequence import Sequence
 from m2serve.engine.step import SequenceResult
-from m2serve.engine.token_choice import (
-    MAX_CANDIDATES,
-    Choice,
-    choose_among_candidates,
-    choose_from_all,
-    choose_from_nucleus,
-)
-
-# Below this temperature sampling is greedy, as in vLLM.
-GREEDY_TEMPERATURE = 1e-5
+from m2serve.engine.structured_output_masks import StructuredOutputMasks
 
 NOT_FINITE = (
     "The model returned logits that are not finite for this request (NaN or infinity). "
     "The weights or the kernels are at fault, not the prompt."
 )
 NOTHING_LEFT = (
-    "No token is left to choose: allowed_token_ids, bad_words_ids and min_tokens together "
-    "exclude every one."
+    "No token is left to choose: allowed_token_ids, bad_words_ids, min_tokens and structured "
+    "output together exclude every one."
 )
 
 
-def uniform(seed: int, counter: int) -> float:
-    """The random number in [0, 1) of a sequence's token number `counter`, 53 bits.
-
-    A function of its arguments alone, so a text does not depend on what else runs, nor on
-    preemptions.
-    """
-    digest = blake2b(struct.pack("<qQ", seed, counter), digest_size=8).digest()
-    return (int.from_bytes(digest, "little") >> 11) * 2.0**-53
-
-
 class Sampler:
-    """`used_vocab_size`: ids at or above it are never chosen and have no logprobs."""
+    """`used_vocab_size`: ids at or above it are never chosen and have no logprobs.
 
-    def __init__(self, used_vocab_size: int) -> None:
+    Without `masks` no request may ask for structured output.
+    """
+
+    def __init__(self, used_vocab_size: int, masks: StructuredOutputMasks | None = None) -> None:
         assert used_vocab_size > 0
         self.used_vocab_size = used_vocab_size
+        self._masks = masks
+        self._chooser = TokenChooser()
+
+    @property
+    def native_s(self) -> float:
+        """Seconds spent in the native library so far."""
+        return self._chooser.native_s
 
     @torch.inference_mode()
     def sample(self, logits: torch.Tensor, sequences: list[Sequence]) -> list[SequenceResult]:
@@ -66,16 +49,14 @@ class Sampler:
         if not sequences:
             return []
         logits = logits[:, : self.used_vocab_size]
-        errors = dict.fromkeys(_rows_not_finite(logits), NOT_FINITE)
+        errors: dict[int, str] = {}
         raw_logits = self._process(logits, sequences, errors)
-        groups: defaultdict[str, list[int]] = defaultdict(list)
-        for row, sequence in enumerate(sequences):
-            if row not in errors:
-                groups[_kind(sequence.sampling, logits.shape[1])].append(row)
-        token_ids: dict[int, int] = {}
-        for kind, rows in groups.items():
-            members = [sequences[row] for row in rows]
-            token_ids.update(zip(rows, _choose(kind, _take(logits, rows), members), strict=True))
+        rows = [row for row in range(len(sequences)) if row not in errors]
+        found = self._chooser.choose(_take(logits, rows), [sequences[row] for row in rows])
+        token_ids = dict(zip(rows, found, strict=True))
+        for row in [row for row, token_id in token_ids.items() if token_id == NO_TOKEN]:
+            del token_ids[row]
+            errors[row] = NOT_FINITE
         logprobs = _logprobs(raw_logits, sequences, token_ids)
         return [
             SequenceResult(
@@ -102,68 +83,27 @@ class Sampler:
     ) -> torch.Tensor:
         """Apply penalties, biases and bans in place; returns the logits as they were.
 
-        Adds the rows in which no token is left to `errors`.
+        Adds to `errors` the rows among them that are not finite, in which no token is left, or
+        whose form cannot be followed.
         """
-        rows = [
-            row
-            for row, sequence in enumerate(sequences)
-            if row not in errors and needs_processing(sequence)
-        ]
+        rows = [row for row, sequence in enumerate(sequences) if needs_processing(sequence)]
         if not rows:
             return logits
+        not_finite = {rows[index] for index in _rows_not_finite(_take(logits, rows))}
+        errors.update(dict.fromkeys(not_finite, NOT_FINITE))
+        rows = [row for row in rows if row not in not_finite]
         keep_raw = any(sequences[row].sampling.logprobs is not None for row in rows)
         raw_logits = logits.clone() if keep_raw else logits
         for row in rows:
             process_logits(logits[row], sequences[row])
+            if sequences[row].sampling.structured_output is not None:
+                assert self._masks is not None
+                problem = self._masks.apply(logits[row], sequences[row])
+                if problem is not None:
+                    errors[row] = problem
         for index in _rows_not_finite(_take(logits, rows)):
-            errors[rows[index]] = NOTHING_LEFT
+            errors.setdefault(rows[index], NOTHING_LEFT)
         return raw_logits
-
-
-def _kind(sampling: SamplingParams, vocab_size: int) -> str:
-    """How a row's token is chosen; every row of a kind is computed in one go."""
-    if sampling.forced_token_ids is not None:
-        return "forced"
-    if sampling.temperature < GREEDY_TEMPERATURE:
-        return "greedy"
-    if _top_k(sampling, vocab_size) <= min(MAX_CANDIDATES, vocab_size - 1):
-        return "candidates"
-    if sampling.top_p < 1 or _top_k(sampling, vocab_size) < vocab_size:
-        return "nucleus"
-    return "all"
-
-
-def _choose(kind: str, logits: torch.Tensor, sequences: list[Sequence]) -> list[int]:
-    """Token ids of rows of one kind, float32 [R, used vocab]."""
-    if kind == "forced":
-        return [sequence.next_forced_token_id for sequence in sequences]
-    if kind == "greedy":
-        return logits.argmax(dim=1).tolist()
-    choice = _choice(sequences, logits)
-    if kind == "candidates":
-        return choose_among_candidates(logits, choice, int(choice.top_k.max())).tolist()
-    if kind == "nucleus":
-        return choose_from_nucleus(logits, choice).tolist()
-    return choose_from_all(logits, choice).tolist()
-
-
-def _choice(sequences: list[Sequence], logits: torch.Tensor) -> Choice:
-    settings = [
-        (
-            sequence.sampling.temperature,
-            sequence.sampling.min_p,
-            _top_k(sequence.sampling, logits.shape[1]),
-            sequence.sampling.top_p,
-            uniform(sequence.seed, sequence.num_output_tokens),
-        )
-        for sequence in sequences
-    ]
-    table = torch.tensor(settings, dtype=torch.float64).T.contiguous().to(logits.device)
-    return Choice(*table)
-
-
-def _top_k(sampling: SamplingParams, vocab_size: int) -> int:
-    return min(sampling.top_k, vocab_size) if sampling.top_k > 0 else vocab_size
 
 
 def _logprobs(

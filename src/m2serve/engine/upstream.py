@@ -216,6 +216,7 @@ class UpstreamEngine:
             num_kv_blocks=0,
             kv_block_size=0,
             enable_prefix_caching=True,
+            checks_structured_output=True,
             load_time_s=load_time_s if self._info is None else self._info.load_time_s,
         )
 

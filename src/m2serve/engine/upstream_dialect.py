@@ -7,7 +7,12 @@ from typing import Any, Protocol
 
 import msgspec
 
-from m2serve.engine.request import EngineOutput, EngineRequest, TokenLogprob
+from m2serve.engine.request import (
+    EngineOutput,
+    EngineRequest,
+    StructuredOutput,
+    TokenLogprob,
+)
 from m2serve.errors import EngineDeadError, RequestError
 
 MAX_MESSAGE_CHARS = 500
@@ -52,6 +57,41 @@ class Dialect(Protocol):
 def refuse_forced(request: EngineRequest) -> None:
     if request.sampling.forced_token_ids is not None:
         raise RequestError("forced_token_ids needs the own engine; an upstream chooses itself")
+
+
+def refuse_free_start(output: StructuredOutput) -> None:
+    """These APIs hold the answer to its form, whatever the model would rather begin with."""
+    if output.free_token_ids:
+        raise RequestError(
+            "structured output together with tools needs the own engine, which lets the model "
+            "choose between them; with an upstream send one of both, or tool_choice 'none'",
+            param="response_format",
+            code="unsupported_field",
+        )
+
+
+class ThinkingWatch:
+    """Notices that an upstream held the thinking to the form that was meant for the answer.
+
+    Whether it knows where thinking ends is a setting of its server that no API tells.
+    """
+
+    def __init__(self, request: EngineRequest, setting: str) -> None:
+        output = request.sampling.structured_output
+        self._ends = frozenset(output.after_token_ids) if output is not None else frozenset()
+        self._setting = setting
+
+    def see(self, output: EngineOutput) -> None:
+        """Raises RequestError when the answer stops before its thinking has ended."""
+        if not self._ends.isdisjoint(output.token_ids):
+            self._ends = frozenset()
+        if self._ends and output.finish_reason == "stop":
+            raise RequestError(
+                "The answer ended before its thinking did, so it does not have the form asked for. "
+                f"Start the engine behind this server with {self._setting}.",
+                code="engine_error",
+                status=502,
+            )
 
 
 def raise_error_event(data: dict[str, Any]) -> None:

@@ -7,18 +7,27 @@ of SGLang 0.5.9 to 0.5.23, managers/io_struct.py and sampling/sampling_params.py
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 import msgspec
 
-from m2serve.engine.request import EngineOutput, EngineRequest, FinishReason, TokenLogprob
+from m2serve.engine.request import (
+    EngineOutput,
+    EngineRequest,
+    FinishReason,
+    StructuredOutput,
+    TokenLogprob,
+)
 from m2serve.engine.upstream_dialect import (
     MAX_MESSAGE_CHARS,
+    ThinkingWatch,
     UpstreamBusyError,
     UpstreamError,
     position,
     raise_error_event,
     refuse_forced,
+    refuse_free_start,
     refused,
     token_id_list,
 )
@@ -92,6 +101,9 @@ class SglangDialect:
             body["return_logprob"] = True
             body["top_logprobs_num"] = max(counts)
             body["logprob_start_len"] = -1 if sampling.prompt_logprobs is None else 0
+        if (output := sampling.structured_output) is not None:
+            params |= _structured_params(output)
+            body["require_reasoning"] = bool(output.after_token_ids)
         if request.cache_salt:
             body["extra_key"] = request.cache_salt.hex()
         return body
@@ -100,9 +112,27 @@ class SglangDialect:
         return SglangReader(request)
 
 
+def _structured_params(output: StructuredOutput) -> dict[str, str]:
+    """Raises RequestError for what this API cannot say."""
+    refuse_free_start(output)
+    match output.kind:
+        case "json_object":
+            return {"json_schema": '{"type": "object"}'}
+        case "json_schema":
+            return {"json_schema": output.text}
+        case "choice":
+            strings = [json.dumps(s, ensure_ascii=False) for s in json.loads(output.text)]
+            return {"ebnf": "root ::= " + " | ".join(strings)}
+        case "regex":
+            return {"regex": output.text}
+        case "grammar":
+            return {"ebnf": output.text}
+
+
 class SglangReader:
     def __init__(self, request: EngineRequest) -> None:
         self._request = request
+        self._thinking = ThinkingWatch(request, "--reasoning-parser minimax")
         self._num_tokens = 0
 
     def read(self, data: dict[str, Any]) -> EngineOutput | None:
@@ -120,7 +150,7 @@ class SglangReader:
         if reason is not None and reason.type == "abort":
             _raise_abort(reason)
         ended = bool(ids) and reason is not None and reason.matched == ids[-1]
-        return EngineOutput(
+        output = EngineOutput(
             request_id=self._request.request_id,
             token_ids=ids,
             logprobs=self._logprobs(meta, len(ids)),
@@ -129,6 +159,8 @@ class SglangReader:
             stop_token_id=ids[-1] if ended else None,
             num_cached_tokens=meta.cached_tokens,
         )
+        self._thinking.see(output)
+        return output
 
     def finish(self) -> EngineOutput | None:
         return None

@@ -3,21 +3,33 @@
 POST /v1/completions with `prompt` a list of ids and `return_token_ids`; logprobs name their tokens
 as "token_id:N" because of `return_tokens_as_token_ids`. The names are those of vLLM 0.32's
 entrypoints/openai/completion/protocol.py.
+
+Structured output: vLLM 0.32 started with a reasoning parser holds to the form what comes behind
+`</think>`, also behind a prompt that has no thinking in it; started without, everything.
 """
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import msgspec
 
-from m2serve.engine.request import EngineOutput, EngineRequest, FinishReason, TokenLogprob
+from m2serve.engine.request import (
+    EngineOutput,
+    EngineRequest,
+    FinishReason,
+    StructuredOutput,
+    TokenLogprob,
+)
 from m2serve.engine.upstream_dialect import (
+    ThinkingWatch,
     UpstreamError,
     position,
     raise_error_event,
     refuse_forced,
+    refuse_free_start,
     token_id_list,
 )
 
@@ -85,12 +97,27 @@ class VllmDialect:
             body["return_tokens_as_token_ids"] = True
         if sampling.prompt_logprobs is not None:
             body["prompt_logprobs"] = sampling.prompt_logprobs
+        if sampling.structured_output is not None:
+            body["structured_outputs"] = _structured_outputs(sampling.structured_output)
         if request.cache_salt:
             body["cache_salt"] = request.cache_salt.hex()
         return body
 
     def reader(self, request: EngineRequest) -> VllmReader:
         return VllmReader(request)
+
+
+def _structured_outputs(output: StructuredOutput) -> dict[str, Any]:
+    refuse_free_start(output)
+    match output.kind:
+        case "json_object":
+            return {"json_object": True}
+        case "json_schema":
+            return {"json": json.loads(output.text)}
+        case "choice":
+            return {"choice": json.loads(output.text)}
+        case "regex" | "grammar":
+            return {output.kind: output.text}
 
 
 def stop_ids(request: EngineRequest) -> list[int]:
@@ -106,6 +133,7 @@ class VllmReader:
     def __init__(self, request: EngineRequest) -> None:
         self._request = request
         self._held: EngineOutput | None = None
+        self._thinking = ThinkingWatch(request, "--reasoning-parser minimax_m2")
 
     def read(self, data: dict[str, Any]) -> EngineOutput | None:
         raise_error_event(data)
@@ -116,6 +144,8 @@ class VllmReader:
 
     def _read(self, data: dict[str, Any]) -> EngineOutput | None:
         output = self._output(data)
+        if output is not None:
+            self._thinking.see(output)
         if output is not None and output.finish_reason is None:
             return output
         self._held = output or self._held

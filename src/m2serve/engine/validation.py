@@ -12,7 +12,7 @@ from collections.abc import Callable, Collection
 from reprlib import repr as short_repr
 from typing import Any, NoReturn, Protocol
 
-from m2serve.engine.request import EngineRequest, SamplingParams
+from m2serve.engine.request import EngineRequest, SamplingParams, StructuredOutput
 from m2serve.errors import RequestError
 
 MAX_LOGPROBS = 20
@@ -22,6 +22,8 @@ MAX_BAD_WORDS = 256
 MAX_BAD_WORD_TOKENS = 32
 MAX_CACHE_SALT_BYTES = 64
 MAX_REQUEST_ID_CHARS = 256
+MAX_STRUCTURED_OUTPUT_CHARS = 64 * 1024
+MAX_STRUCTURED_OUTPUT_IDS = 16
 
 # (field, what is allowed, the same in words). No comparison holds for NaN, so NaN is refused too.
 # The bounds of repetition_penalty keep any float32 logit finite.
@@ -70,6 +72,8 @@ def check_request(request: EngineRequest, limits: Limits) -> None:
     _check_prompt(request.prompt_token_ids, limits)
     _check_numbers(request.sampling)
     _check_token_lists(request.sampling, request.prompt_token_ids, limits)
+    if request.sampling.structured_output is not None:
+        _check_structured_output(request.sampling, request.sampling.structured_output, limits)
 
 
 def _check_prompt(prompt: list[int], limits: Limits) -> None:
@@ -140,6 +144,27 @@ def _check_token_lists(sampling: SamplingParams, prompt: list[int], limits: Limi
     if sampling.prompt_logprobs is not None:
         # Ids outside the used part have no logprob to report.
         _check_ids("prompt", prompt, used_vocab_size)
+
+
+def _check_structured_output(
+    sampling: SamplingParams, output: StructuredOutput, limits: Limits
+) -> None:
+    """Its text has been read by `structured_output.check_structured_output`, or is by the engine.
+
+    What would go on behind the end of the form leaves no token to choose there.
+    """
+    if len(output.text) > MAX_STRUCTURED_OUTPUT_CHARS:
+        wanted = f"a text of at most {MAX_STRUCTURED_OUTPUT_CHARS} characters"
+        _refuse("structured_output", output.text, wanted)
+    fields = ("after_token_ids", "prefix_token_ids", "free_token_ids", "free_prefix_token_ids")
+    for field in fields:
+        ids = getattr(output, field)
+        _check_count(field, ids, MAX_STRUCTURED_OUTPUT_IDS)
+        _check_ids(field, ids, limits.used_vocab_size or limits.vocab_size)
+    if sampling.ignore_eos or not sampling.eos_token_ids:
+        _refuse("ignore_eos", True, "false with structured output, which ends where it is complete")
+    if sampling.min_tokens:
+        _refuse("min_tokens", sampling.min_tokens, "0 with structured output")
 
 
 def _check_logit_bias(logit_bias: dict[int, float], vocab_size: int) -> None:

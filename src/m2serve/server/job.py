@@ -17,7 +17,7 @@ from m2serve.server.generation import Track
 from m2serve.server.prompting import cache_salt
 from m2serve.server.protocol import GenerationFields
 from m2serve.server.protocol_ignored import refuse_unknown
-from m2serve.server.sampling import check_response_format, seed_of_sequence
+from m2serve.server.sampling import seed_of_sequence
 from m2serve.server.state import ServerState
 from m2serve.server.wire import CompletionTokensDetails, PromptTokensDetails, Usage
 
@@ -52,7 +52,6 @@ def check_fields(state: ServerState, fields: GenerationFields) -> None:
             raise RequestError("stream_options needs stream to be true", param="stream_options")
     if fields.stream and fields.prompt_logprobs is not None:
         raise RequestError("prompt_logprobs cannot be streamed", param="prompt_logprobs")
-    check_response_format(fields.response_format)
     limit = state.config.max_n
     if fields.n is not None and not 1 <= fields.n <= limit:
         raise RequestError(f"n is {str(fields.n)[:20]}; allowed: 1 to {limit}", param="n")

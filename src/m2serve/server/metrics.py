@@ -1,7 +1,7 @@
 """What /metrics shows, under vLLM's names, so that its dashboards work unchanged.
 
-Only what is really known is exported. Every label value comes from a fixed set. Each application
-has a registry of its own.
+What vLLM has no name for begins with `m2:`. Only what is really known is exported. Every label
+value comes from a fixed set. Each application has a registry of its own.
 """
 
 from __future__ import annotations
@@ -156,13 +156,23 @@ class _EngineCollector(Collector):
             "num_preemptions": stats.num_preemptions,
         }
         for name, value in gauges.items():
-            gauge = GaugeMetricFamily(f"vllm:{name}", _help(name), labels=_LABELS)
-            gauge.add_metric(self._values, value)
-            yield gauge
+            yield self._gauge(f"vllm:{name}", value)
         for name, value in counters.items():
-            counter = CounterMetricFamily(f"vllm:{name}", _help(name), labels=_LABELS)
-            counter.add_metric(self._values, value)
-            yield counter
+            yield self._counter(f"vllm:{name}", value)
+        if stats.native_s:
+            yield self._counter("m2:engine_busy_seconds", stats.busy_s)
+            yield self._counter("m2:engine_native_seconds", stats.native_s)
+            yield self._gauge("m2:native_busy_ratio", stats.native_busy_share)
+
+    def _gauge(self, name: str, value: float) -> GaugeMetricFamily:
+        family = GaugeMetricFamily(name, _help(name.partition(":")[2]), labels=_LABELS)
+        family.add_metric(self._values, value)
+        return family
+
+    def _counter(self, name: str, value: float) -> CounterMetricFamily:
+        family = CounterMetricFamily(name, _help(name.partition(":")[2]), labels=_LABELS)
+        family.add_metric(self._values, value)
+        return family
 
 
 _HELP = {
@@ -171,6 +181,9 @@ _HELP = {
     "prefix_cache_hits": "Prompt tokens found in the prefix cache.",
     "request_success": "Finished sequences by reason.",
     "admission_rejections": "Requests refused because the queue was full.",
+    "engine_busy_seconds": "Time in which the engine had requests to compute.",
+    "engine_native_seconds": "The part of m2:engine_busy_seconds spent in the native CPU library.",
+    "native_busy_ratio": "m2:engine_native_seconds over m2:engine_busy_seconds since the start.",
 }
 
 

@@ -61,7 +61,16 @@ class GenerationFields(RequestModel):
     return_token_ids: bool | None = None
     cache_salt: str | None = Field(None, min_length=1, max_length=1024)
     request_id: str | None = Field(None, pattern=r"^[A-Za-z0-9_.:-]{1,128}$")
-    response_format: JsonObject | None = None
+    response_format: JsonObject | None = Field(
+        None, description="Of type text, json_object or json_schema."
+    )
+    structured_outputs: JsonObject | None = Field(
+        None, description="One of json, json_object, regex, choice, grammar; as in vLLM."
+    )
+    guided_json: Any = Field(None, description="A JSON schema, or its text.")
+    guided_regex: str | None = None
+    guided_choice: list[str] | None = Field(None, fail_fast=True)
+    guided_grammar: str | None = None
 
 
 class ChatFields(RequestModel):

@@ -15,9 +15,10 @@ from m2serve.errors import RequestError
 
 logger = logging.getLogger(__name__)
 
-# Bookkeeping of the hosted service, and hints about speed.
+# Bookkeeping of the hosted service, and hints about speed or about how to do it.
 _ANY_VALUE = frozenset(
     {
+        "guided_decoding_backend",
         "include_obfuscation",
         "metadata",
         "prediction",

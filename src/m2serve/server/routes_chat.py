@@ -21,6 +21,7 @@ from m2serve.server.protocol import ChatCompletionRequest
 from m2serve.server.responses import EventStream, json_response, until_client_leaves
 from m2serve.server.sampling import sampling_params, stop_strings
 from m2serve.server.state import ServerState
+from m2serve.server.structured_output import behind_thinking, structured_output
 from m2serve.server.wire import ChatCompletion
 
 MAX_TOP_LOGPROBS = 20
@@ -31,7 +32,12 @@ def chat_router(state: ServerState, route_class: type[APIRoute]) -> APIRouter:
 
     @router.post("/v1/chat/completions", responses=POST_ERRORS, response_model=None)
     async def create_chat_completion(body: ChatCompletionRequest, request: Request) -> Response:
-        """Answer a conversation; streams server-sent events when `stream` is true."""
+        """Answer a conversation; streams server-sent events when `stream` is true.
+
+        With `response_format` (or vLLM's `structured_outputs`) the content has that form, behind
+        the thinking, which stays free. When tools are offered, too, the model may call one of them
+        instead; its calls do not have the form.
+        """
         check_fields(state, body)
         options = _options(body)
         offers_tools = _offers_tools(body.tool_choice)
@@ -77,6 +83,14 @@ async def _job(
         state.config.model_identity,
         offer_tools=offers_tools,
     )
+    form = await structured_output(body, state.engine.info)
+    if form is not None:
+        form = behind_thinking(
+            form,
+            state.tokenizer,
+            in_thinking=prompt.starts_in_reasoning,
+            may_call=offers_tools and bool(prompt.tools),
+        )
     sampling = sampling_params(
         body,
         state.config.default_sampling,
@@ -88,6 +102,7 @@ async def _job(
             prompt_param="messages",
         ),
         logprobs=_logprobs(body),
+        structured_output=form,
     )
     stop = StopRules(
         stop_strings(body.stop), bool(body.include_stop_str_in_output), sampling.min_tokens

@@ -10,7 +10,7 @@ from fastapi.routing import APIRoute
 from msgspec.structs import replace
 from starlette.responses import Response
 
-from m2serve.engine.request import SamplingParams
+from m2serve.engine.request import SamplingParams, StructuredOutput
 from m2serve.errors import RequestError
 from m2serve.server.choice import Choice, PlainText, StopRules
 from m2serve.server.completion_answer import CompletionOptions, answer_chunks, whole_answer
@@ -21,6 +21,7 @@ from m2serve.server.protocol import CompletionRequest
 from m2serve.server.responses import EventStream, json_response, until_client_leaves
 from m2serve.server.sampling import sampling_params, stop_strings
 from m2serve.server.state import ServerState
+from m2serve.server.structured_output import behind_thinking, ends_in_thinking, structured_output
 from m2serve.server.wire import Completion
 
 DEFAULT_MAX_TOKENS = 16
@@ -31,7 +32,12 @@ def completions_router(state: ServerState, route_class: type[APIRoute]) -> APIRo
 
     @router.post("/v1/completions", responses=POST_ERRORS, response_model=None)
     async def create_completion(body: CompletionRequest, request: Request) -> Response:
-        """Continue text or token ids as they are; control tokens in text are recognised."""
+        """Continue text or token ids as they are; control tokens in text are recognised.
+
+        With `response_format` (or vLLM's `structured_outputs`) the text has that form. Behind a
+        prompt that ends inside `<think>` the thinking stays free, and the form begins behind
+        `</think>` and two line breaks.
+        """
         check_fields(state, body)
         options = _options(body)
         if body.stream:
@@ -74,7 +80,8 @@ async def _job(
             f"{state.config.max_prompts} sequences",
             param="n",
         )
-    sampling = [_sampling(state, body, options, len(prompt)) for prompt in prompts]
+    form = await structured_output(body, state.engine.info)
+    sampling = [_sampling(state, body, options, prompt, form) for prompt in prompts]
     stop = StopRules(
         stop_strings(body.stop),
         bool(body.include_stop_str_in_output),
@@ -89,11 +96,18 @@ async def _job(
 
 
 def _sampling(
-    state: ServerState, body: CompletionRequest, options: CompletionOptions, num_prompt_tokens: int
+    state: ServerState,
+    body: CompletionRequest,
+    options: CompletionOptions,
+    prompt: list[int],
+    form: StructuredOutput | None,
 ) -> SamplingParams:
+    if form is not None:
+        in_thinking = ends_in_thinking(prompt, state.tokenizer.control)
+        form = behind_thinking(form, state.tokenizer, in_thinking=in_thinking)
     limit = output_limit(
         1 if options.echo_only else body.max_tokens,
-        num_prompt_tokens,
+        len(prompt),
         state.engine.info.max_model_len,
         prompt_param="prompt",
     )
@@ -105,6 +119,7 @@ def _sampling(
         state.tokenizer,
         max_tokens=limit,
         logprobs=body.logprobs,
+        structured_output=form,
     )
     if options.echo and body.logprobs is not None and body.prompt_logprobs is None:
         return replace(sampling, prompt_logprobs=body.logprobs)

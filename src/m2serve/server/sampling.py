@@ -6,7 +6,7 @@ from typing import Any, TypeVar
 
 from m2serve.chat.stop import MAX_STOP_STRINGS
 from m2serve.chat.tokenizer import Tokenizer
-from m2serve.engine.request import SamplingParams
+from m2serve.engine.request import SamplingParams, StructuredOutput
 from m2serve.engine.validation import MAX_BAD_WORDS, MAX_LOGIT_BIAS
 from m2serve.errors import RequestError
 from m2serve.server.config import DefaultSampling
@@ -24,6 +24,7 @@ def sampling_params(
     *,
     max_tokens: int,
     logprobs: int | None,
+    structured_output: StructuredOutput | None = None,
 ) -> SamplingParams:
     """Raises RequestError for what the engine's own check cannot name; ranges are left to it."""
     return SamplingParams(
@@ -46,6 +47,7 @@ def sampling_params(
         bad_words_ids=_bad_words_ids(fields.bad_words or [], tokenizer),
         logprobs=logprobs,
         prompt_logprobs=fields.prompt_logprobs,
+        structured_output=structured_output,
     )
 
 
@@ -70,16 +72,6 @@ def stop_strings(stop: Any) -> tuple[str, ...]:
             param="stop",
         )
     return tuple(stop)
-
-
-def check_response_format(response_format: dict[str, Any] | None) -> None:
-    kind = "text" if response_format is None else response_format.get("type")
-    if kind != "text":
-        raise RequestError(
-            f"response_format of type {str(kind)[:80]!r} is not supported yet; 'text' is",
-            param="response_format",
-            code="unsupported_field",
-        )
 
 
 def _given(value: T | None, default: T) -> T:

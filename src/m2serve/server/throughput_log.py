@@ -36,11 +36,13 @@ def throughput_line(last: EngineStats, now: EngineStats, interval_s: float) -> s
         return ""
     queries = now.prefix_cache_queries - last.prefix_cache_queries
     hits = now.prefix_cache_hits - last.prefix_cache_hits
+    busy_s, native_s = now.busy_s - last.busy_s, now.native_s - last.native_s
+    native = f", Native code: {native_s / busy_s:.1%}" if native_s else ""
     return (
         f"Avg prompt throughput: {prompt_tokens / interval_s:.1f} tokens/s, "
         f"Avg generation throughput: {generation_tokens / interval_s:.1f} tokens/s, "
         f"Running: {now.num_running_reqs} reqs, Waiting: {now.num_waiting_reqs} reqs, "
         f"Preemptions: {now.num_preemptions - last.num_preemptions}, "
         f"KV cache usage: {now.kv_cache_usage:.1%}, "
-        f"Prefix cache hit rate: {hits / queries if queries else 0:.1%}"
+        f"Prefix cache hit rate: {hits / queries if queries else 0:.1%}{native}"
     )

@@ -10,7 +10,14 @@ from fake_upstream import vllm_chunk, vllm_usage
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from m2serve.engine.request import EngineOutput, EngineRequest, SamplingParams, TokenLogprob
+from m2serve.engine.request import (
+    EngineOutput,
+    EngineRequest,
+    SamplingParams,
+    StructuredKind,
+    StructuredOutput,
+    TokenLogprob,
+)
 from m2serve.engine.upstream_dialect import Reader, UpstreamBusyError, UpstreamError
 from m2serve.engine.upstream_sglang import SglangDialect
 from m2serve.engine.upstream_vllm import VllmDialect
@@ -275,6 +282,80 @@ def test_sglang_answers_that_are_none() -> None:
     for event in ({}, {"output_ids": [1]}, {"output_ids": [1], "meta_info": 5}):
         with pytest.raises(UpstreamError):
             SGLANG.reader(request()).read(event)
+
+
+# Structured output
+
+THINK_END = 77
+FORMS: list[tuple[StructuredKind, str, dict[str, Any], dict[str, Any]]] = [
+    ("json_object", "", {"json_object": True}, {"json_schema": '{"type": "object"}'}),
+    ("json_schema", '{"a":1}', {"json": {"a": 1}}, {"json_schema": '{"a":1}'}),
+    ("regex", "[0-9]", {"regex": "[0-9]"}, {"regex": "[0-9]"}),
+    ("grammar", 'root ::= "a"', {"grammar": 'root ::= "a"'}, {"ebnf": 'root ::= "a"'}),
+    (
+        "choice",
+        '["ja", "\\"n\\"\\n", "世"]',
+        {"choice": ["ja", '"n"\n', "世"]},
+        {"ebnf": 'root ::= "ja" | "\\"n\\"\\n" | "世"'},
+    ),
+]
+
+
+@pytest.mark.parametrize(("kind", "text", "of_vllm", "of_sglang"), FORMS)
+@pytest.mark.parametrize("after", [(), (THINK_END,)])
+def test_forms_are_told_in_each_dialect(
+    kind: StructuredKind,
+    text: str,
+    of_vllm: dict[str, Any],
+    of_sglang: dict[str, Any],
+    after: tuple[int, ...],
+) -> None:
+    form = StructuredOutput(kind=kind, text=text, after_token_ids=after, prefix_token_ids=(1,))
+    one = request(structured_output=form)
+    assert VLLM.body(one, "m")["structured_outputs"] == of_vllm
+    body = SGLANG.body(one, "m")
+    assert body["require_reasoning"] == bool(after)
+    assert of_sglang.items() <= body["sampling_params"].items()
+    plain = SGLANG.body(request(), "m")
+    assert "require_reasoning" not in plain
+    assert "structured_outputs" not in VLLM.body(request(), "m")
+
+
+@pytest.mark.parametrize("dialect", [VLLM, SGLANG])
+def test_forms_together_with_tools_need_the_own_engine(
+    dialect: VllmDialect | SglangDialect,
+) -> None:
+    form = StructuredOutput(kind="json_object", free_token_ids=(5,))
+    with pytest.raises(RequestError, match="tools") as caught:
+        dialect.body(request(structured_output=form), "m")
+    assert (caught.value.status, caught.value.param) == (400, "response_format")
+
+
+@pytest.mark.parametrize("dialect", [VLLM, SGLANG])
+@pytest.mark.parametrize(
+    ("ids", "reason", "fails"),
+    [
+        ([5, 9], "stop", True),
+        ([THINK_END, 9], "stop", False),
+        ([5, 6], "length", False),
+    ],
+)
+def test_a_form_put_on_the_thinking_is_noticed(
+    dialect: VllmDialect | SglangDialect, ids: list[int], reason: str, fails: bool
+) -> None:
+    form = StructuredOutput(kind="json_object", after_token_ids=(THINK_END,))
+    reader = dialect.reader(request(structured_output=form))
+    if dialect is VLLM:
+        events = [vllm_chunk(ids[:1]), vllm_chunk(ids[1:], reason), vllm_usage(3)]
+    else:
+        end = {"type": reason, "matched": 9 if reason == "stop" else None}
+        events = [sglang_event(ids[:1], 1), sglang_event(ids[1:], 2, end)]
+    if not fails:
+        assert read_all(reader, *events)[-1].finish_reason == reason
+        return
+    with pytest.raises(RequestError, match="--reasoning-parser minimax") as caught:
+        read_all(reader, *events)
+    assert caught.value.status == 502
 
 
 KEYS = st.sampled_from(
