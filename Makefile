@@ -8,7 +8,7 @@ PORT ?= 8000
 
 VLLM_VENV ?= .venv-vllm
 
-.PHONY: help serve test lint slow gpu integration vllm-bench quiz-formats miniature clean
+.PHONY: help serve test test-paths sanitize lint slow gpu integration vllm-bench quiz-formats miniature clean
 
 help:  ## show this
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 14
@@ -27,6 +27,16 @@ serve: $(STAMP) $(TINY)/config.json  ## install, then serve a small generated ch
 
 test: lint  ## install, then run every check that fits in a quarter of an hour
 	$(BIN)/python -m pytest -m "not slow and not gpu and not integration"
+
+test-paths: $(STAMP)  ## the serving tests on the AVX2 kernels and on PyTorch, whatever this CPU has
+	for isa in avx2 none; do \
+	  echo "M2_CPU_ISA=$$isa"; \
+	  M2_CPU_ISA=$$isa $(BIN)/python -m pytest -m "not slow and not gpu and not integration" \
+	    tests/server tests/unit/engine tests/unit/model tests/unit/kernels || exit 1; \
+	done
+
+sanitize: $(STAMP)  ## the CPU kernels under the address, undefined-behaviour and thread sanitizers
+	PYTHON=$(BIN)/python scripts/sanitize.sh
 
 lint: $(STAMP)  ## style, types and the floors of the house
 	$(BIN)/ruff check .

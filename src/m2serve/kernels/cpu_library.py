@@ -2,11 +2,16 @@
 
 CMake puts it beside the sources it is made of. Without a compiler at install, or on a CPU without
 AVX2, there is none, and PyTorch computes.
+
+The kernels are written for AVX2 and for AVX-512 with VNNI and BF16. There are none for AMX, whose
+tiles would speed up long prompts on Xeons from Sapphire Rapids on: no machine with it was there to
+test them on, and nothing emulates it as SIMDe does AVX-512. Such a Xeon runs the AVX-512 kernels.
 """
 
 from __future__ import annotations
 
 import ctypes
+import os
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -14,8 +19,11 @@ from pathlib import Path
 import torch
 
 import m2serve.kernels
+from m2serve.errors import UsageError
+from m2serve.kernels.cpu_topology import NumaNode, spread_threads, this_machines_nodes
 
 _FILE_NAME = "libm2cpu.so"
+_ISAS = ("avx512", "avx2", "none")
 
 
 @dataclass(frozen=True)
@@ -23,29 +31,75 @@ class CpuLibrary:
     path: Path
     isa: str  # avx512 or avx2
     functions: ctypes.CDLL
+    nodes: tuple[NumaNode, ...] = ()
 
     def follow_torch_threads(self) -> None:
-        """Give the library's pool as many threads as PyTorch uses."""
-        self.functions.m2_set_num_threads(torch.get_num_threads())
+        """Give the library's pool as many threads as PyTorch uses, bound to their NUMA nodes."""
+        num_threads = torch.get_num_threads()
+        seats = _seats(self.nodes, num_threads) if len(self.nodes) > 1 else ()
+        if seats:
+            self.functions.m2_seat_threads(*seats)
+        else:
+            self.functions.m2_set_num_threads(num_threads)
+
+
+@cache
+def _seats(nodes: tuple[NumaNode, ...], num_threads: int) -> tuple[object, ...]:
+    """The arguments of m2_seat_threads; none when all threads are on one node."""
+    chosen = spread_threads(nodes, num_threads)
+    if not chosen:
+        return ()
+    cpus = [cpu for node in chosen for cpu in node.cpus]
+    per_node = ctypes.c_int32 * len(chosen)
+    return (
+        len(chosen),
+        per_node(*(node.num_threads for node in chosen)),
+        per_node(*(len(node.cpus) for node in chosen)),
+        (ctypes.c_int32 * len(cpus))(*cpus),
+    )
 
 
 @cache
 def load_cpu_library() -> CpuLibrary | None:
     """None where there is no library, or none for this CPU; `M2_CPU_ISA=none` asks for that.
 
-    `M2_CPU_ISA=avx2` or `avx512` allows that one only. Read once.
+    `M2_CPU_ISA=avx2` or `avx512` allows that one only. `M2_CPU_LIBRARY` is the path of a library
+    to load instead of the installed one. Both are read once; raises UsageError for a value that is
+    neither an instruction set nor a library.
     """
+    isa_asked = os.environ.get("M2_CPU_ISA")
+    if isa_asked is not None and isa_asked not in _ISAS:
+        raise UsageError(f"M2_CPU_ISA is {isa_asked!r}; allowed: {', '.join(_ISAS)}, or unset")
     path = find_cpu_library()
     if path is None:
         return None
-    functions = ctypes.CDLL(str(path))
-    functions.m2_isa.restype = ctypes.c_char_p
+    functions = _load(path)
     isa = functions.m2_isa()
-    return None if isa is None else CpuLibrary(path, isa.decode(), functions)
+    if isa is None:
+        return None
+    return CpuLibrary(path, isa.decode(), functions, this_machines_nodes())
+
+
+def _load(path: Path) -> ctypes.CDLL:
+    try:
+        functions = ctypes.CDLL(str(path))
+        functions.m2_isa.restype = ctypes.c_char_p
+    except (OSError, AttributeError) as error:
+        raise UsageError(
+            f"{path} is no library of CPU kernels that fits this version of m2serve ({error}); "
+            "install the package again, or unset M2_CPU_LIBRARY if it names that file"
+        ) from None
+    return functions
 
 
 def find_cpu_library() -> Path | None:
-    """Where the library lies, if it was built."""
+    """Where the library lies, if it was built; raises UsageError as `load_cpu_library`."""
+    asked = os.environ.get("M2_CPU_LIBRARY")
+    if asked is not None:
+        path = Path(asked)
+        if not path.is_file():
+            raise UsageError(f"M2_CPU_LIBRARY is {asked!r}, which is no file; build or unset it")
+        return path.absolute()
     places = (Path(place) / "cpu" / _FILE_NAME for place in m2serve.kernels.__path__)
     return next((place for place in places if place.is_file()), None)
 
@@ -54,7 +108,8 @@ def describe_cpu_kernels() -> str:
     """One line for people: what computes on the CPU, and what is lost if it is PyTorch."""
     library = load_cpu_library()
     if library is not None:
-        return f"CPU kernels: {library.isa}"
+        nodes = f", {len(library.nodes)} NUMA nodes" if len(library.nodes) > 1 else ""
+        return f"CPU kernels: {library.isa}{nodes}"
     if find_cpu_library() is None:
         reason = "the package was installed without a C++ compiler"
     else:

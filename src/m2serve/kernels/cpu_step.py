@@ -6,6 +6,8 @@
 from __future__ import annotations
 
 import ctypes
+import logging
+import time
 from dataclasses import dataclass
 
 import torch
@@ -13,6 +15,8 @@ import torch
 from m2serve.kernels.cpu_attention import CpuBatch, CpuKVCache, address
 from m2serve.kernels.cpu_library import CpuLibrary
 from m2serve.kernels.cpu_weights import CpuWeight
+
+logger = logging.getLogger(__name__)
 
 # Operation of cpu/step.h, in the words of kernels.dispatch and of the benchmark.
 OPERATIONS = (
@@ -73,17 +77,24 @@ class StepCosts:
 
 
 class CpuStep:
-    """Runs one model; owns the buffers of a step. Not for several threads at once."""
+    """Runs one model; owns the buffers of a step. Not for several threads at once.
+
+    On a machine of several NUMA nodes the model's matrices are first moved to where they are read.
+    `native_s` is the time spent in the library so far.
+    """
 
     def __init__(self, library: CpuLibrary, model: CpuModel) -> None:
         self._library = library
         self._model = model
+        if len(library.nodes) > 1:
+            _place_weights(library, model)
         functions = library.functions
         functions.m2_step_new.restype = ctypes.c_void_p
         handle = functions.m2_step_new()
         if not handle:
             raise MemoryError("no memory for the native step")
         self._handle = ctypes.c_void_p(handle)
+        self.native_s = 0.0
 
     def __del__(self) -> None:
         if hasattr(self, "_handle"):
@@ -114,8 +125,35 @@ class CpuStep:
     def _run(self, name: str, *arguments: object) -> None:
         self._library.follow_torch_threads()
         function = getattr(self._library.functions, name)
-        if function(self._handle, ctypes.byref(self._model), *arguments):
+        start = time.perf_counter()
+        failed = function(self._handle, ctypes.byref(self._model), *arguments)
+        self.native_s += time.perf_counter() - start
+        if failed:
             raise MemoryError(f"{name} found no memory for its buffers")
+
+
+def _place_weights(library: CpuLibrary, model: CpuModel) -> None:
+    start = time.monotonic()
+    library.follow_torch_threads()
+    place = library.functions.m2_place_weights
+    place.restype = ctypes.c_int64
+    num_bytes = place(ctypes.byref(model))
+    if num_bytes:
+        logger.info(
+            "%d threads on %d NUMA nodes, each with its share of %.2f GiB of weights, moved in "
+            "%.1f s",
+            torch.get_num_threads(),
+            len(library.nodes),
+            num_bytes / 2**30,
+            time.monotonic() - start,
+        )
+    else:
+        logger.info(
+            "%d NUMA nodes, but the weights stay where they were loaded: too few threads (%d), "
+            "binding them was denied, or the weights are small",
+            len(library.nodes),
+            torch.get_num_threads(),
+        )
 
 
 def _pointer(tensor: torch.Tensor) -> ctypes.c_void_p:

@@ -12,6 +12,11 @@ const char* m2_isa() { return m2::best_kernels() ? m2::best_kernels()->name : nu
 
 void m2_set_num_threads(int num_threads) { m2::set_num_threads(num_threads); }
 
+void m2_seat_threads(int num_nodes, const int32_t* threads, const int32_t* num_cpus,
+                     const int32_t* cpus) {
+    m2::seat_threads(num_nodes, threads, num_cpus, cpus);
+}
+
 void m2_linear(const m2_weight* weight, const float* x, int64_t num_rows, float* y,
                int32_t activation) {
     m2::linear(*weight, x, num_rows, y, static_cast<m2_activation>(activation));

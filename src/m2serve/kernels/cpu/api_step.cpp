@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <new>
 
+#include "place.h"
 #include "pool.h"
 #include "router.h"
 #include "step.h"
@@ -26,6 +27,23 @@ extern "C" {
 
 void* m2_step_new() { return new (std::nothrow) m2::Step; }
 void m2_step_free(void* step) { delete static_cast<m2::Step*>(step); }
+
+// Puts all matrices of the model into the memory of the nodes that compute with them; the bytes
+// moved, 0 where all threads are on one node. Without memory for a copy the rest stays where it is.
+int64_t m2_place_weights(const m2_model* model) {
+    int64_t bytes = 0;
+    guarded([&] {
+        for (int64_t i = 0; i < model->num_layers; ++i) {
+            const m2_layer& layer = model->layers[i];
+            for (const m2_weight* weight : {&layer.q_proj, &layer.k_proj, &layer.v_proj,
+                                            &layer.o_proj, &layer.gate, &layer.w13, &layer.w2}) {
+                bytes += m2::place(*weight);
+            }
+        }
+        bytes += m2::place(model->lm_head);
+    });
+    return bytes;
+}
 
 int m2_forward(void* step, const m2_model* model, const m2_kv_cache* cache,
                const m2_batch* batch, float* hidden) {

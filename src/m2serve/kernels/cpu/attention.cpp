@@ -14,6 +14,8 @@ constexpr int64_t kPieceKeys = 256;
 constexpr int64_t kMostPieces = 32;
 // Query rows of one item of a prefill: with more, they and their sums leave the second cache.
 constexpr int64_t kItemRows = 48;
+// What two threads write lies on different cache lines.
+constexpr int64_t kLineFloats = 16;
 
 int64_t round_up(int64_t value, int64_t to) { return (value + to - 1) / to * to; }
 
@@ -58,10 +60,10 @@ void AttentionPlan::make(const m2_batch& batch, int64_t query_heads, int64_t kv_
             most_rows_ = std::max(most_rows_, tokens * group_);
         }
     }
-    state_floats_ = group_ * (padded_ + 2);
+    state_floats_ = round_up(group_ * (padded_ + 2), kLineFloats);
     partials_.resize(static_cast<size_t>(num_partials_ * kv_heads_ * state_floats_));
     const int64_t attend_floats = best_token_kernels()->attend_scratch_bytes(most_rows_, head_dim) / 4;
-    scratch_floats_ = round_up(most_rows_ * (2 * padded_ + 2) + attend_floats, 64);
+    scratch_floats_ = round_up(most_rows_ * (2 * padded_ + 2) + attend_floats, kLineFloats);
     scratch_.resize(static_cast<size_t>(num_threads() * scratch_floats_));
 }
 

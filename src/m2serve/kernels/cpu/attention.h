@@ -5,6 +5,7 @@
 #include <vector>
 
 #include "token_types.h"
+#include "workspace.h"
 
 extern "C" {
 
@@ -66,8 +67,7 @@ class AttentionPlan {
     int64_t num_partials_ = 0, state_floats_ = 0, scratch_floats_ = 0, most_rows_ = 0;
     std::vector<Item> items_;
     std::vector<Split> splits_;
-    std::vector<float> partials_;
-    std::vector<float> scratch_;
+    AlignedFloats partials_, scratch_;
 };
 
 }  // namespace m2

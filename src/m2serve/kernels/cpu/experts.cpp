@@ -132,19 +132,28 @@ void slice(const m2_weight& w13, const m2_weight& w2, const float* x, const floa
     parallel_for(num_tokens, [&](int64_t row, int) {
         run.prepare_row(any13, pass.x, row, x + row * w13.columns);
     });
-    const int64_t block = rows_per_chunk(num_hit * w13.rows);
-    const int64_t blocks = (w13.rows + block - 1) / block;
-    parallel_for(num_hit * blocks, [&](int64_t chunk, int) {
-        const int64_t n0 = chunk % blocks * block;
-        gate_and_up(pass, chunk / blocks, n0, std::min(n0 + block, w13.rows));
+    const Seating& seats = seating();
+    int64_t chunks[kMaxNodes];
+    const int64_t block = rows_per_chunk(num_hit * w13.rows, seats.num_threads());
+    const auto blocks = [&](int node) {  // of one expert
+        return num_chunks(rows_of_node(w13.rows, seats, node), block);
+    };
+    for (int node = 0; node < seats.num_nodes; ++node) chunks[node] = num_hit * blocks(node);
+    parallel_for_nodes(seats, chunks, [&](int node, int64_t chunk, int) {
+        const Rows own = rows_of_node(w13.rows, seats, node);
+        const Rows rows = chunk_of(own, block, chunk % blocks(node));
+        gate_and_up(pass, chunk / blocks(node), rows.begin, rows.end);
     });
     parallel_for(pairs, [&](int64_t row, int) {
         run.prepare_row(any2, pass.hidden, row, pass.between + row * w2.columns);
     });
-    const int64_t columns = rows_per_chunk(w2.rows);
-    parallel_for((w2.rows + columns - 1) / columns, [&](int64_t chunk, int) {
-        const int64_t n0 = chunk * columns;
-        down(pass, num_tokens, n0, std::min(n0 + columns, w2.rows));
+    const int64_t columns = rows_per_chunk(w2.rows, seats.num_threads());
+    for (int node = 0; node < seats.num_nodes; ++node) {
+        chunks[node] = num_chunks(rows_of_node(w2.rows, seats, node), columns);
+    }
+    parallel_for_nodes(seats, chunks, [&](int node, int64_t chunk, int) {
+        const Rows rows = chunk_of(rows_of_node(w2.rows, seats, node), columns, chunk);
+        down(pass, num_tokens, rows.begin, rows.end);
     });
 }
 

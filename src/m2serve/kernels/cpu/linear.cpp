@@ -10,39 +10,23 @@ namespace m2 {
 namespace {
 
 constexpr int kMostWeights = 8;
-// Rows of a chunk: a multiple of kRowStep, small enough that every thread gets several.
-constexpr int64_t kRowStep = 16;
-constexpr int64_t kMostRows = 256;
-constexpr int64_t kChunksPerThread = 8;
 
 struct Part {
     const m2_weight* weight;
     Activations x;
     float* y;
-    int64_t blocks;  // of one matrix
-    int64_t width;   // of a row of y
-
-    int64_t chunks() const { return blocks * weight->matrices; }
+    int64_t width;  // of a row of y
 };
 
-void multiply(const Part& part, int64_t chunk, int64_t block_rows, int64_t num_rows) {
+void multiply(const Part& part, int64_t matrix, Rows rows, int64_t num_rows) {
     thread_local Workspace scratch;
-    const int64_t matrix = chunk / part.blocks;
-    const int64_t n0 = chunk % part.blocks * block_rows;
-    const int64_t n1 = std::min(n0 + block_rows, part.weight->rows);
     const Kernels& run = *best_kernels();
-    float* y = part.y + matrix * part.weight->rows + n0;
-    run.matmul(matrix_of(*part.weight, matrix), n0, n1, part.x, nullptr, num_rows, y, part.width,
-               scratch.get(run.scratch_bytes));
+    float* y = part.y + matrix * part.weight->rows + rows.begin;
+    run.matmul(matrix_of(*part.weight, matrix), rows.begin, rows.end, part.x, nullptr, num_rows, y,
+               part.width, scratch.get(run.scratch_bytes));
 }
 
 }  // namespace
-
-int64_t rows_per_chunk(int64_t total_rows) {
-    const int64_t chunks = num_threads() * kChunksPerThread;
-    const int64_t rows = (total_rows / chunks + kRowStep - 1) / kRowStep * kRowStep;
-    return std::clamp(rows, kRowStep, kMostRows);
-}
 
 void linears(const m2_weight* const* weights, int num_weights, const float* x, int64_t num_rows,
              float* const* y, m2_activation activation) {
@@ -72,16 +56,25 @@ void linears(const m2_weight* const* weights, int num_weights, const float* x, i
             run.prepare_row(any, part.x, row, x + row * weight.columns);
         });
     }
-    const int64_t block_rows = rows_per_chunk(total_rows);
-    int64_t chunks = 0;
-    for (int i = 0; i < num_weights; ++i) {
-        parts[i].blocks = (weights[i]->rows + block_rows - 1) / block_rows;
-        chunks += parts[i].chunks();
+    const Seating& seats = seating();
+    const int64_t block = rows_per_chunk(total_rows, seats.num_threads());
+    const auto blocks = [&](const Part& part, int node) {  // of one matrix
+        return num_chunks(rows_of_node(part.weight->rows, seats, node), block);
+    };
+    int64_t chunks[kMaxNodes] = {};
+    for (int node = 0; node < seats.num_nodes; ++node) {
+        for (int i = 0; i < num_weights; ++i) {
+            chunks[node] += weights[i]->matrices * blocks(parts[i], node);
+        }
     }
-    parallel_for(chunks, [&](int64_t chunk, int) {
+    parallel_for_nodes(seats, chunks, [&](int node, int64_t chunk, int) {
         const Part* part = parts.data();
-        for (; chunk >= part->chunks(); ++part) chunk -= part->chunks();
-        multiply(*part, chunk, block_rows, num_rows);
+        for (int64_t all; chunk >= (all = part->weight->matrices * blocks(*part, node)); ++part) {
+            chunk -= all;
+        }
+        const int64_t each = blocks(*part, node);
+        const Rows own = rows_of_node(part->weight->rows, seats, node);
+        multiply(*part, chunk / each, chunk_of(own, block, chunk % each), num_rows);
     });
 }
 

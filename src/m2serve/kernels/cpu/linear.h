@@ -23,7 +23,4 @@ void experts(const m2_weight& w13, const m2_weight& w2, const float* x, const fl
              const int64_t* ids, int64_t num_tokens, int64_t top_k, float* y,
              m2_activation activation);
 
-// Rows of weights of one chunk of work, when `total_rows` are to be shared by the pool.
-int64_t rows_per_chunk(int64_t total_rows);
-
 }  // namespace m2

@@ -1,9 +1,15 @@
 #include "pool.h"
 
+#include <pthread.h>
+#include <sched.h>
+
+#include <algorithm>
 #include <atomic>
 #include <chrono>
+#include <deque>
 #include <mutex>
 #include <thread>
+#include <utility>
 #include <vector>
 
 namespace m2 {
@@ -32,86 +38,170 @@ bool spin_until(const Done& done) {
 
 thread_local int this_thread = -1;  // this thread's number while it runs chunks
 
-struct Job {
-    void (*run)(void*, int64_t, int);
-    void* context;
-    uint32_t num_chunks;
+// False where it is denied, or the machine is larger than a cpu_set_t.
+bool bind(pthread_t thread, const std::vector<int>& cpus) {
+    if (cpus.empty()) return true;
+    cpu_set_t set;
+    CPU_ZERO(&set);
+    for (const int cpu : cpus) {
+        if (cpu < 0 || cpu >= CPU_SETSIZE) return false;
+        CPU_SET(cpu, &set);
+    }
+    return pthread_setaffinity_np(thread, sizeof(set), &set) == 0;
+}
+
+// How many threads on which processors.
+struct NodeSeats {
+    int threads;
+    std::vector<int> cpus;
+    bool operator==(const NodeSeats&) const = default;
+};
+using Seats = std::vector<NodeSeats>;
+
+// A node's part of a job. `ticket` is the job's number (upper half) and how many of these chunks
+// nobody has claimed. A chunk is claimed by lowering it while it is unchanged. A job cannot end
+// before all of its chunks are claimed, so whoever succeeds has read that very job, however late it
+// woke.
+struct alignas(64) Queue {
+    std::atomic<uint64_t> ticket{0};
+    std::atomic<uint32_t> num_chunks{0};
 };
 
-// `ticket_` is the job's number (upper half) and how many of its chunks nobody has claimed. A chunk
-// is claimed by lowering it while it is unchanged. A job cannot end before all of its chunks are
-// claimed, so whoever succeeds has read that very job, however late it woke.
 class Pool {
 public:
-    void resize(int count) {
+    Pool() { change_seating(seats_); }
+
+    void seat(const Seats& seats) {
         const std::lock_guard<std::mutex> turn(turns_);
+        if (seats == seats_) return;
         stop_.store(true);
         generation_.fetch_add(1);
         generation_.notify_all();
         for (std::thread& worker : workers_) worker.join();
         workers_.clear();
         stop_.store(false);
-        for (int i = 1; i < count; ++i) workers_.emplace_back([this, i] { work(i); });
-        size_.store(count);
+        seats_ = seats;
+        bool bound = true;
+        int thread = 0;
+        for (size_t node = 0; node < seats.size(); ++node) {
+            for (int i = 0; i < seats[node].threads; ++i, ++thread) {
+                if (thread == 0) continue;
+                workers_.emplace_back([=, this] { work(thread, static_cast<int>(node)); });
+                bound = bind(workers_.back().native_handle(), seats[node].cpus) && bound;
+            }
+        }
+        change_seating(bound ? seats : Seats{{thread, {}}});
     }
 
-    int size() const { return size_.load(std::memory_order_relaxed); }
+    const Seating& seating() const { return *seating_.load(std::memory_order_acquire); }
 
-    void run(const Job& job) {
+    // Empty unless there are several nodes.
+    std::vector<int> cpus_of_caller() {
         const std::lock_guard<std::mutex> turn(turns_);
-        if (workers_.empty() || job.num_chunks == 1) {
+        return seating().num_nodes > 1 ? seats_[0].cpus : std::vector<int>{};
+    }
+
+    void run(const Job& job, const int64_t* num_chunks, int num_nodes) {
+        const std::lock_guard<std::mutex> turn(turns_);
+        uint32_t total = 0;
+        for (int node = 0; node < num_nodes; ++node) {
+            total += static_cast<uint32_t>(num_chunks[node]);
+        }
+        if (workers_.empty() || total == 1) {
             this_thread = 0;
-            for (uint32_t chunk = 0; chunk < job.num_chunks; ++chunk) {
-                job.run(job.context, chunk, 0);
-            }
+            run_alone(job, num_chunks, num_nodes, 0);
             this_thread = -1;
             return;
         }
         done_.store(0, std::memory_order_relaxed);
         run_.store(job.run, std::memory_order_relaxed);
         context_.store(job.context, std::memory_order_relaxed);
-        num_chunks_.store(job.num_chunks, std::memory_order_relaxed);
+        // A seating that has changed since may have left a node without threads.
+        const bool stays = job.stays && num_nodes == seating().num_nodes;
+        stays_.store(stays, std::memory_order_relaxed);
+        total_.store(total, std::memory_order_relaxed);
+        num_nodes_.store(num_nodes, std::memory_order_relaxed);
         const uint32_t number = generation_.load(std::memory_order_relaxed) + 1;
-        ticket_.store(static_cast<uint64_t>(number) << 32 | job.num_chunks,
-                      std::memory_order_release);
+        for (int node = 0; node < num_nodes; ++node) {
+            const auto count = static_cast<uint32_t>(num_chunks[node]);
+            queues_[node].num_chunks.store(count, std::memory_order_relaxed);
+            queues_[node].ticket.store(static_cast<uint64_t>(number) << 32 | count,
+                                       std::memory_order_release);
+        }
         generation_.store(number);
         if (sleeping_.load() > 0) generation_.notify_all();
-        help(0);
-        wait_for(job.num_chunks);
+        help(0, 0);
+        wait_for(total);
+    }
+
+    static void run_alone(const Job& job, const int64_t* num_chunks, int num_nodes, int thread) {
+        for (int node = 0; node < num_nodes; ++node) {
+            for (int64_t chunk = 0; chunk < num_chunks[node]; ++chunk) {
+                job.run(job.context, node, chunk, thread);
+            }
+        }
     }
 
 private:
-    void help(int thread) {
+    void change_seating(const Seats& seats) {
+        Seating next;
+        next.num_nodes = static_cast<int>(seats.size());
+        for (int node = 0; node < next.num_nodes; ++node) {
+            next.first[node + 1] = next.first[node] + seats[static_cast<size_t>(node)].threads;
+        }
+        // Kept for whoever still reads an old one.
+        auto known = std::find(seatings_.begin(), seatings_.end(), next);
+        if (known == seatings_.end()) known = seatings_.insert(known, next);
+        seating_.store(&*known, std::memory_order_release);
+    }
+
+    // Counts its chunks by itself and reports them once: a counter that a hundred threads change
+    // after every chunk would cost as much as the chunks. A job does not end before the report, so
+    // that all of them are of one job.
+    void help(int thread, int node) {
         this_thread = thread;
-        uint64_t ticket = ticket_.load(std::memory_order_acquire);
+        uint32_t done = 0;
+        const int num_nodes = num_nodes_.load(std::memory_order_relaxed);
+        for (int i = 0; i < num_nodes; ++i) done += take((node + i) % num_nodes, i == 0, thread);
+        this_thread = -1;
+        if (done == 0) return;
+        const uint32_t total = total_.load(std::memory_order_relaxed);
+        if (done_.fetch_add(done) + done == total && thread > 0) done_.notify_one();
+    }
+
+    uint32_t take(int node, bool is_own, int thread) {
+        Queue& queue = queues_[node];
+        uint32_t done = 0;
+        uint64_t ticket = queue.ticket.load(std::memory_order_acquire);
         while (const auto unclaimed = static_cast<uint32_t>(ticket)) {
             const Job job{run_.load(std::memory_order_relaxed),
                           context_.load(std::memory_order_relaxed),
-                          num_chunks_.load(std::memory_order_relaxed)};
-            if (!ticket_.compare_exchange_weak(ticket, ticket - 1, std::memory_order_acq_rel,
-                                               std::memory_order_acquire)) {
+                          stays_.load(std::memory_order_relaxed)};
+            const uint32_t chunk = queue.num_chunks.load(std::memory_order_relaxed) - unclaimed;
+            if (job.stays && !is_own) break;
+            if (!queue.ticket.compare_exchange_weak(ticket, ticket - 1, std::memory_order_acq_rel,
+                                                    std::memory_order_acquire)) {
                 continue;
             }
-            job.run(job.context, job.num_chunks - unclaimed, thread);
-            const uint32_t done = done_.fetch_add(1) + 1;
-            if (done == job.num_chunks && thread > 0) done_.notify_one();
-            ticket = ticket_.load(std::memory_order_acquire);
+            job.run(job.context, node, chunk, thread);
+            ++done;
+            ticket = queue.ticket.load(std::memory_order_acquire);
         }
-        this_thread = -1;
+        return done;
     }
 
-    void wait_for(uint32_t num_chunks) {
-        const auto done = [&] { return done_.load(std::memory_order_acquire) == num_chunks; };
+    void wait_for(uint32_t total) {
+        const auto done = [&] { return done_.load(std::memory_order_acquire) == total; };
         if (spin_until(done)) return;
-        for (uint32_t seen; (seen = done_.load(std::memory_order_acquire)) != num_chunks;) {
+        for (uint32_t seen; (seen = done_.load(std::memory_order_acquire)) != total;) {
             done_.wait(seen, std::memory_order_acquire);
         }
     }
 
-    void work(int thread) {
+    void work(int thread, int node) {
         uint32_t seen = generation_.load();
         while (!stop_.load(std::memory_order_relaxed)) {
-            help(thread);
+            help(thread, node);
             const auto changed = [&] {
                 return generation_.load(std::memory_order_acquire) != seen;
             };
@@ -126,14 +216,18 @@ private:
 
     std::mutex turns_;
     std::vector<std::thread> workers_;
-    std::atomic<int> size_{1};
+    Seats seats_{{1, {}}};  // as asked for
+    std::deque<Seating> seatings_;
+    std::atomic<const Seating*> seating_{nullptr};
     std::atomic<bool> stop_{false};
 
-    // The job; each on cache lines of its own, because all threads write them.
-    alignas(64) std::atomic<uint64_t> ticket_{0};
-    std::atomic<void (*)(void*, int64_t, int)> run_{nullptr};
+    // The job; what all threads write lies on cache lines of its own.
+    Queue queues_[kMaxNodes];
+    alignas(64) std::atomic<void (*)(void*, int, int64_t, int)> run_{nullptr};
     std::atomic<void*> context_{nullptr};
-    std::atomic<uint32_t> num_chunks_{0};
+    std::atomic<bool> stays_{false};
+    std::atomic<uint32_t> total_{0};
+    std::atomic<int> num_nodes_{1};
     alignas(64) std::atomic<uint32_t> done_{0};
     alignas(64) std::atomic<uint32_t> generation_{0};
     std::atomic<int> sleeping_{0};
@@ -148,19 +242,46 @@ Pool& pool() {
 }  // namespace
 
 void set_num_threads(int num_threads) {
-    const int count = num_threads < 1 ? 1 : num_threads > kMaxThreads ? kMaxThreads : num_threads;
-    if (count != pool().size()) pool().resize(count);
+    const Seating& now = seating();
+    const int count = std::clamp(num_threads, 1, kMaxThreads);
+    if (now.num_nodes > 1 || now.num_threads() != count) pool().seat({{count, {}}});
 }
 
-int num_threads() { return pool().size(); }
+void seat_threads(int num_nodes, const int32_t* threads, const int32_t* num_cpus,
+                  const int32_t* cpus) {
+    Seats seats;
+    for (int node = 0; node < num_nodes; cpus += num_cpus[node++]) {
+        seats.push_back({threads[node], {cpus, cpus + num_cpus[node]}});
+    }
+    pool().seat(seats);
+}
 
-void parallel_for(int64_t num_chunks, void (*run)(void*, int64_t, int), void* context) {
-    if (num_chunks <= 0) return;
-    if (this_thread >= 0) {
-        for (int64_t chunk = 0; chunk < num_chunks; ++chunk) run(context, chunk, this_thread);
+int num_threads() { return seating().num_threads(); }
+
+const Seating& seating() { return pool().seating(); }
+
+void run_on_nodes(const Job& job, const int64_t* num_chunks, int num_nodes) {
+    if (std::all_of(num_chunks, num_chunks + num_nodes, [](int64_t count) { return count <= 0; })) {
         return;
     }
-    pool().run({run, context, static_cast<uint32_t>(num_chunks)});
+    if (this_thread >= 0) return Pool::run_alone(job, num_chunks, num_nodes, this_thread);
+    pool().run(job, num_chunks, num_nodes);
+}
+
+struct BoundCaller::Mask {
+    cpu_set_t cpus;
+};
+
+BoundCaller::BoundCaller() {
+    const std::vector<int> cpus = pool().cpus_of_caller();
+    if (cpus.empty()) return;
+    auto mask = std::make_unique<Mask>();
+    if (pthread_getaffinity_np(pthread_self(), sizeof(cpu_set_t), &mask->cpus) != 0) return;
+    if (bind(pthread_self(), cpus)) before_ = std::move(mask);
+}
+
+BoundCaller::~BoundCaller() {
+    if (before_) pthread_setaffinity_np(pthread_self(), sizeof(cpu_set_t), &before_->cpus);
 }
 
 }  // namespace m2

@@ -67,6 +67,12 @@ Matrix matrix_of(const m2_weight& weight, int64_t index) {
     return one;
 }
 
+RowBytes row_bytes(const m2_weight& weight) {
+    const bool by_rows = weight.format != M2_FP8_BLOCK;
+    return {code_bytes(weight), by_rows ? scale_bytes(weight) : 0,
+            weight.zero_point ? weight.columns / weight.group : 0};
+}
+
 ActivationKind kind_for(const m2_weight& weight, m2_activation activation, int64_t rows) {
     if (activation == M2_ACTIVATION_INT8 && has_integer_codes(weight)) return ActivationKind::kInt8;
     const bool rounds = activation != M2_ACTIVATION_FLOAT && weight.format != M2_F32;

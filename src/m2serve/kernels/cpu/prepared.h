@@ -15,6 +15,13 @@ ActivationKind kind_for(const m2_weight& weight, m2_activation activation, int64
 // Whether one set of activations serves both weights.
 bool share_activations(const m2_weight& a, const m2_weight& b);
 
+// Bytes from a row to the next of a weight's codes; of its scales and of its zero points, 0 where
+// they are none or not by rows.
+struct RowBytes {
+    int64_t codes, scale, zero_point;
+};
+RowBytes row_bytes(const m2_weight& weight);
+
 // Room for `num_rows` rows in `workspace`, for Kernels::prepare_row to fill.
 Activations make_activations(const m2_weight& weight, ActivationKind kind, int64_t num_rows,
                              Workspace& workspace);

@@ -40,7 +40,7 @@ struct Int8 {  // times 2^24
     }
 };
 // Times 2^-120. The activations carry 2^60 and the scales another 2^60, so that neither the
-// products nor their sums leave float's range.
+// products nor their sums leave float's range; activations and scales themselves must be below 2^67.
 struct Fp8 {
     static constexpr int kVectors = 4;
     static constexpr bool kScaled = true;

@@ -23,8 +23,8 @@ void for_rows(int64_t num_rows, const Run& run) {
     });
 }
 
-template <class Value>
-void grow(std::vector<Value>& buffer, int64_t size) {
+template <class Buffer>
+void grow(Buffer& buffer, int64_t size) {
     if (static_cast<int64_t>(buffer.size()) < size) buffer.resize(static_cast<size_t>(size));
 }
 

@@ -8,6 +8,7 @@
 
 #include "attention.h"
 #include "types.h"
+#include "workspace.h"
 
 extern "C" {
 
@@ -61,7 +62,7 @@ class Step {
     void count_experts(int64_t num_tokens, int64_t top_k, int64_t num_experts);
 
     AttentionPlan attention_;
-    std::vector<float> x_, normed_, delta_, q_, k_, v_, attended_, cos_, sin_, scores_, weights_;
+    AlignedFloats x_, normed_, delta_, q_, k_, v_, attended_, cos_, sin_, scores_, weights_;
     std::vector<int64_t> ids_;
     std::vector<bool> hit_;
 };

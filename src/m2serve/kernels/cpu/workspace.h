@@ -1,11 +1,30 @@
 // Memory that operations reuse from call to call: every thread has its own, which only grows.
 #pragma once
 
+#include <cstddef>
 #include <cstdint>
 #include <cstdlib>
 #include <new>
+#include <vector>
 
 namespace m2 {
+
+constexpr std::align_val_t kLineBytes{64};
+
+// Whole cache lines, so that rows of 16 floats are no other row's line.
+template <class Value>
+struct LineAllocator {
+    using value_type = Value;
+    LineAllocator() = default;
+    template <class Other>
+    LineAllocator(const LineAllocator<Other>&) {}
+    Value* allocate(std::size_t count) {
+        return static_cast<Value*>(::operator new(count * sizeof(Value), kLineBytes));
+    }
+    void deallocate(Value* memory, std::size_t) { ::operator delete(memory, kLineBytes); }
+    bool operator==(const LineAllocator&) const = default;
+};
+using AlignedFloats = std::vector<float, LineAllocator<float>>;
 
 class Workspace {
 public:

@@ -1,0 +1,35 @@
+#!/usr/bin/env bash
+# The CPU kernels under GCC's sanitizers: the pool's check under that of threads, then the kernels'
+# tests under those of addresses and of undefined behaviour. Builds below build/; the installed
+# library stays as it is.
+#
+#   PYTHON=.venv/bin/python scripts/sanitize.sh [pytest arguments]
+#
+# EMULATE_AVX512=ON runs the AVX-512 kernels in software: needs SIMDe's headers and much longer.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+python=${PYTHON:-python3}
+emulate=${EMULATE_AVX512:-OFF}
+build=$PWD/build/sanitize
+if [ "$emulate" = ON ]; then build+=-avx512; fi
+kernels=src/m2serve/kernels/cpu
+
+PATH="$(dirname "$(command -v "$python")"):$PATH"
+command -v cmake > /dev/null || "$python" -m pip install --quiet --disable-pip-version-check cmake
+cmake -S . -B "$build" -DM2_SANITIZE=address,undefined -DM2_EMULATE_AVX512="$emulate"
+cmake --build "$build" --parallel "${JOBS:-$(nproc)}"
+
+g++ -std=c++20 -O1 -g -fsanitize=thread -pthread -I "$kernels" \
+  tests/unit/kernels/pool_check.cpp "$kernels/pool.cpp" -o "$build/pool_check"
+"$build/pool_check"
+
+if [ $# = 0 ]; then
+  # The pool's check has just run, and compilers do not run under a sanitizer.
+  set -- --ignore tests/unit/kernels/test_kernels_cpu_pool.py tests/unit/kernels tests/parity/test_parity_cpu_*.py
+fi
+# Python is not built with the sanitizer, which therefore has to come first; with the C++ library,
+# for it looks for that when it starts. What Python and PyTorch never free is not ours.
+export M2_CPU_LIBRARY=$build/libm2cpu.so
+export ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=print_stacktrace=1 PYTHONMALLOC=malloc
+LD_PRELOAD="$(g++ -print-file-name=libasan.so) $(g++ -print-file-name=libstdc++.so)" \
+  "$python" -m pytest --timeout 1800 -p no:cacheprovider -m "not slow" "$@"
