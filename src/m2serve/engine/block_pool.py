@@ -18,7 +18,7 @@ from __future__ import annotations
 
 from array import array
 from collections import Counter, OrderedDict
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from hashlib import blake2b
 
@@ -93,7 +93,7 @@ class BlockPool:
         assert count <= self.num_available
         return [self._take_oldest() for _ in range(count)]
 
-    def free(self, block_ids: list[int]) -> None:
+    def free(self, block_ids: Sequence[int]) -> None:
         """Drop one reference to each block of a sequence, given in the order of its tokens.
 
         The end of a sequence is the first to be evicted: a prefix is of use to more requests, and
@@ -120,7 +120,7 @@ class BlockPool:
             self._block_of_key[key] = block_id
             self._key_of_block[block_id] = key
 
-    def uncache(self, block_ids: list[int]) -> None:
+    def uncache(self, block_ids: Iterable[int]) -> None:
         """Let nobody find these referenced blocks any more: what they hold is not to be trusted."""
         for block in block_ids:
             assert self._num_references[block] > 0
@@ -136,7 +136,7 @@ class BlockPool:
             num_referenced=self.num_blocks - available,
         )
 
-    def check_integrity(self, held: Iterable[list[int]]) -> None:
+    def check_integrity(self, held: Iterable[Sequence[int]]) -> None:
         """Prove the bookkeeping; `held` are the block lists of all sequences that hold any.
 
         Raises RuntimeError, also under `python -O`.

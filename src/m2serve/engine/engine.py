@@ -70,6 +70,9 @@ class Engine:
         self.info = info
         self._runner = runner
         self._scheduler = self._new_scheduler()
+        self._busy_s = 0.0
+        self._native_s_before = 0.0
+        self._step_ended_s: float | None = None  # None: nothing was left to compute
 
     @classmethod
     def load(
@@ -121,6 +124,8 @@ class Engine:
     def abort(self, request_ids: Iterable[str]) -> list[EngineOutput]:
         """End requests; the last output of each. Unknown and finished ones are passed over."""
         outputs = [self._scheduler.abort(request_id) for request_id in request_ids]
+        if not self.has_work():
+            self._step_ended_s = None
         return [output for output in outputs if output is not None]
 
     def has_work(self) -> bool:
@@ -134,12 +139,21 @@ class Engine:
         """
         if not self.has_work():
             return []
+        started_s = time.perf_counter() if self._step_ended_s is None else self._step_ended_s
         step = self._scheduler.schedule()
         results = self._runner.run(step, self._scheduler.sequences)
-        return self._scheduler.update(step, results)
+        outputs = self._scheduler.update(step, results)
+        now_s = time.perf_counter()
+        self._busy_s += now_s - started_s
+        self._step_ended_s = now_s if self.has_work() else None
+        return outputs
 
     def stats(self) -> EngineStats:
-        return self._scheduler.stats()
+        return msgspec.structs.replace(
+            self._scheduler.stats(),
+            busy_s=self._busy_s,
+            native_s=self._runner.native_s - self._native_s_before,
+        )
 
     # Offline
 
@@ -177,6 +191,8 @@ class Engine:
         if completion.error is not None:
             raise CheckpointError(f"The model gives no token: {completion.error}")
         self._scheduler = self._new_scheduler()
+        self._busy_s = 0.0
+        self._native_s_before = self._runner.native_s
 
     def _new_scheduler(self) -> Scheduler:
         info = self.info

@@ -1,15 +1,17 @@
 """The engine process: `python -m m2serve.engine.process --fd N`.
 
-The main thread runs steps and takes new requests and aborts in between; one thread reads the
-socket, one sends a heartbeat. The process ends with the one that started it: by a signal from the
-kernel on Linux, and when the socket closes. An exception in a step ends it with its traceback on
-stderr; the parent starts it again.
+The main thread runs steps and takes new requests and aborts in between. What a step has brought is
+encoded and sent by a thread of its own, and another reads the socket, both while the next step
+computes: the native library runs without Python's lock. A fourth sends a heartbeat. The process
+ends with the one that started it: by a signal from the kernel on Linux, and when the socket closes.
+An exception in a step ends it with its traceback on stderr; the parent starts it again.
 """
 
 from __future__ import annotations
 
 import argparse
 import ctypes
+import gc
 import logging
 import os
 import queue
@@ -30,6 +32,8 @@ from m2serve.errors import M2Error, RequestError
 HEARTBEAT_S = 1.0
 _PROGRESS_S = 0.2
 _PR_SET_PDEATHSIG = 1
+# Steps that may wait to be sent while the parent does not read.
+_MAX_STEPS_UNSENT = 64
 
 
 class SteppedEngine(Protocol):
@@ -49,10 +53,10 @@ Load = Callable[[EngineConfig, Progress], SteppedEngine]
 
 
 class Connection:
-    """The child's end of the socket: `inbox` fills by itself, sending is safe from any thread.
+    """The child's end of the socket: `inbox` fills and the outbox empties by itself.
 
     The inbox has no bound, so that the parent never waits for a step; the parent bounds what it
-    sends.
+    sends. `send` is safe from any thread.
     """
 
     def __init__(self, fd: int) -> None:
@@ -60,9 +64,21 @@ class Connection:
         self._socket = socket.socket(fileno=fd)
         self._send_lock = threading.Lock()
         self.inbox: queue.SimpleQueue[frames.ToEngine] = queue.SimpleQueue()
+        self._outbox: queue.Queue[tuple[list[EngineOutput], EngineStats]]
+        self._outbox = queue.Queue(_MAX_STEPS_UNSENT)
         self.step = 0
         threading.Thread(target=self._read, name="reader", daemon=True).start()
+        threading.Thread(target=self._write, name="writer", daemon=True).start()
         threading.Thread(target=self._beat, name="heartbeat", daemon=True).start()
+
+    def post(self, outputs: list[EngineOutput], stats: EngineStats) -> None:
+        """Leave a step's news to be sent; waits while the parent has not read much older ones."""
+        self.step = stats.step
+        self._outbox.put((outputs, stats))
+
+    def flush(self) -> None:
+        """Wait until all that was posted is sent."""
+        self._outbox.join()
 
     def send(self, message: frames.FromEngine) -> None:
         """Waits while the parent does not read."""
@@ -87,6 +103,23 @@ class Connection:
         # The parent is gone or does not want us any more; a step may still be running.
         os._exit(0)
 
+    def _write(self) -> None:
+        try:
+            while True:
+                self._send_step(*self._outbox.get())
+                self._outbox.task_done()
+        except Exception:
+            traceback.print_exc()
+            os._exit(1)
+
+    def _send_step(self, outputs: list[EngineOutput], stats: EngineStats) -> None:
+        # Prompt logprobs can be tens of megabytes each; several must not add up to one frame.
+        large = [output for output in outputs if output.prompt_logprobs is not None]
+        for output in large:
+            self.send(frames.Outputs([output], stats))
+        rest = [output for output in outputs if output.prompt_logprobs is None]
+        self.send(frames.Outputs(rest, stats))
+
     def _beat(self) -> None:
         while True:
             self.send(frames.Heartbeat(self.step))
@@ -110,24 +143,23 @@ def run(fd: int, load: Load) -> int:
         connection.send(frames.Failed(message=str(error), kind=type(error).__name__))
         return 1
     connection.send(frames.Ready(engine.info))
+    # What loading made stays; looking through it again and again would take a tenth of a second.
+    gc.collect()
+    gc.freeze()
     serve(connection, engine)
     return 0
 
 
 def serve(connection: Connection, engine: SteppedEngine) -> None:
-    """Run steps for ever."""
-    while True:
-        outputs = _take_messages(connection.inbox, engine)
-        if engine.has_work():
-            outputs += engine.step()
-        stats = engine.stats()
-        connection.step = stats.step
-        # Prompt logprobs can be tens of megabytes each; several must not add up to one frame.
-        large = [output for output in outputs if output.prompt_logprobs is not None]
-        for output in large:
-            connection.send(frames.Outputs([output], stats))
-        rest = [output for output in outputs if output.prompt_logprobs is None]
-        connection.send(frames.Outputs(rest, stats))
+    """Run steps for ever, or until one raises; what was computed before is sent first."""
+    try:
+        while True:
+            outputs = _take_messages(connection.inbox, engine)
+            if engine.has_work():
+                outputs += engine.step()
+            connection.post(outputs, engine.stats())
+    finally:
+        connection.flush()
 
 
 def _take_messages(

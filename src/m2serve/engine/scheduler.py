@@ -235,17 +235,17 @@ class Scheduler:
         self.running.append(self.waiting.popleft())
         return True
 
-    def _find_cached_prefix(self, sequence: Sequence) -> list[int]:
+    def _find_cached_prefix(self, sequence: Sequence) -> tuple[int, ...]:
         """Blocks of the longest known prefix that leaves at least one token to compute."""
         found: list[int] = []
         if not self.enable_prefix_caching or sequence.sampling.prompt_logprobs is not None:
-            return found
+            return ()
         for index in range((sequence.num_tokens - 1) // self.pool.block_size):
             block = self.pool.find(self._block_key(sequence, index))
             if block is None:
                 break
             found.append(block)
-        return found
+        return tuple(found)
 
     def _cache_full_blocks(self, sequence: Sequence, scheduled: ScheduledSequence) -> None:
         if not self.enable_prefix_caching:
@@ -273,18 +273,19 @@ class Scheduler:
         start = sequence.num_computed_tokens
         end = start + count
         missing = self.pool.num_blocks_for(end) - len(sequence.block_ids)
-        sequence.block_ids += self.pool.allocate(missing)
+        if missing:
+            sequence.block_ids += tuple(self.pool.allocate(missing))
         sequence.num_computed_tokens = end
-        targets: list[int] = []
+        targets: tuple[int, ...] = ()
         if sequence.wants_prompt_logprobs:
-            targets = sequence.token_ids[start + 1 : end + 1]
+            targets = tuple(sequence.token_ids[start + 1 : end + 1])
         return ScheduledSequence(
             request_id=sequence.request_id,
             token_ids=tuple(sequence.token_ids[start:end]),
             start=start,
-            block_ids=tuple(sequence.block_ids),
+            block_ids=sequence.block_ids,
             samples=end == sequence.num_tokens,
-            prompt_targets=tuple(targets),
+            prompt_targets=targets,
         )
 
     def _take_token(self, sequence: Sequence, result: SequenceResult) -> EngineOutput:
@@ -326,4 +327,4 @@ class Scheduler:
         else:
             self.waiting.remove(sequence)
         self.pool.free(sequence.block_ids)
-        sequence.block_ids = []
+        sequence.block_ids = ()

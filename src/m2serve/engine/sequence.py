@@ -39,7 +39,7 @@ class Sequence:
         self.ending_token_ids = ending_token_ids(request.sampling)
         self.num_computed_tokens = 0
         self.num_cached_tokens: int | None = None
-        self.block_ids: list[int] = []
+        self.block_ids: tuple[int, ...] = ()
         self.block_keys: list[bytes] = []
         self.prompt_logprobs: list[list[TokenLogprob] | None] = [None]
 
@@ -79,7 +79,7 @@ class Sequence:
     def forget_computed(self) -> None:
         """Start again from the first token, after a preemption has taken the blocks."""
         self.num_computed_tokens = 0
-        self.block_ids = []
+        self.block_ids = ()
         self.prompt_logprobs = [None]
 
     def finish_reason(self, max_seq_len: int) -> FinishReason | None:

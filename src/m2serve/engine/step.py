@@ -1,17 +1,17 @@
 """What one step of the engine carries: scheduler -> model runner -> sampler -> scheduler.
 
-Frozen records; no torch, so the scheduler can be tested without a model.
+Frozen records, made anew for every token, so of the kind that is made fastest; no torch, so the
+scheduler can be tested without a model.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+import msgspec
 
 from m2serve.engine.request import TokenLogprob
 
 
-@dataclass(frozen=True)
-class ScheduledSequence:
+class ScheduledSequence(msgspec.Struct, frozen=True):
     """The tokens of one sequence to run in this step.
 
     `token_ids[i]` stands at position `start + i`; `block_ids` holds every block of the sequence,
@@ -42,8 +42,7 @@ class ScheduledSequence:
         return len(self.prompt_targets)
 
 
-@dataclass(frozen=True)
-class ScheduledStep:
+class ScheduledStep(msgspec.Struct, frozen=True):
     """Everything one forward pass computes, oldest request first; never empty while work waits."""
 
     sequences: tuple[ScheduledSequence, ...] = ()
@@ -53,8 +52,7 @@ class ScheduledStep:
         return sum(sequence.num_tokens for sequence in self.sequences)
 
 
-@dataclass(frozen=True)
-class SequenceResult:
+class SequenceResult(msgspec.Struct, frozen=True):
     """What the model and the sampler say about one scheduled sequence.
 
     `token_id` is None when nothing was sampled. `logprobs`: the chosen token first, then the
@@ -64,5 +62,5 @@ class SequenceResult:
 
     token_id: int | None = None
     logprobs: list[TokenLogprob] | None = None
-    prompt_logprobs: list[list[TokenLogprob]] = field(default_factory=list)
+    prompt_logprobs: list[list[TokenLogprob]] = []
     error: str | None = None

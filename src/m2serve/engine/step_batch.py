@@ -1,8 +1,13 @@
-"""A scheduled step as the tensors of one forward pass, built with numpy in whole arrays."""
+"""A scheduled step as the tensors of one forward pass, written into buffers that stay.
+
+Most steps resemble the one before: the same sequences, each one token further. So block tables are
+not written again while they are the same, and nothing is allocated.
+"""
 
 from __future__ import annotations
 
-from itertools import chain
+from collections.abc import Sequence
+from itertools import accumulate, chain
 
 import numpy as np
 import torch
@@ -11,55 +16,118 @@ from m2serve.engine.step import ScheduledStep
 from m2serve.model.batch import ForwardBatch
 
 
-def forward_batch(step: ScheduledStep, block_size: int, device: torch.device) -> ForwardBatch:
-    """The step's ForwardBatch on `device`.
+class StepBatcher:
+    """Makes ForwardBatches on `device`; on a CPU each is overwritten by the next."""
 
-    `logits_rows` are the last rows of the sequences that sample, in the step's order, then the
-    rows that score prompt tokens, sequence by sequence.
-    """
-    counts = np.array([sequence.num_tokens for sequence in step.sequences])
-    starts = np.array([sequence.start for sequence in step.sequences])
-    query_start_loc = np.zeros(len(counts) + 1, dtype=np.int32)
-    np.cumsum(counts, out=query_start_loc[1:])
-    num_tokens = int(query_start_loc[-1])
-    owner = np.repeat(np.arange(len(counts)), counts)
+    def __init__(self, block_size: int, device: torch.device) -> None:
+        self._block_size = block_size
+        self._device = device
+        self._block_table = _BlockTable()
+        self._token_ids = _Buffer(np.int64)
+        self._positions = _Buffer(np.int64)
+        self._slot_mapping = _Buffer(np.int64)
+        self._query_start_loc = _Buffer(np.int32)
+        self._seq_lens = _Buffer(np.int32)
+        self._logits_rows = _Buffer(np.int64)
 
-    block_table = _block_table(step)
-    token_ids = np.fromiter(
-        chain.from_iterable(sequence.token_ids for sequence in step.sequences),
-        dtype=np.int64,
-        count=num_tokens,
-    )
-    positions = np.arange(num_tokens) + (starts - query_start_loc[:-1])[owner]
-    blocks = block_table[owner, positions // block_size].astype(np.int64)
-    slot_mapping = blocks * block_size + positions % block_size
+    def build(self, step: ScheduledStep) -> ForwardBatch:
+        """The step's ForwardBatch.
 
-    # One transfer for all that has a row a token.
-    per_token = torch.from_numpy(np.stack([token_ids, positions, slot_mapping])).to(device)
-    return ForwardBatch(
-        token_ids=per_token[0],
-        positions=per_token[1],
-        slot_mapping=per_token[2],
-        query_start_loc=torch.from_numpy(query_start_loc),
-        seq_lens=torch.from_numpy((starts + counts).astype(np.int32)),
-        block_table=torch.from_numpy(block_table).to(device),
-        logits_rows=torch.from_numpy(_logits_rows(step, query_start_loc)).to(device),
-    )
+        `logits_rows` are the last rows of the sequences that sample, in the step's order, then the
+        rows that score prompt tokens, sequence by sequence.
+        """
+        sequences = step.sequences
+        counts = [sequence.num_tokens for sequence in sequences]
+        query_start_loc = [0, *accumulate(counts)]
+        token_ids = list(chain.from_iterable(sequence.token_ids for sequence in sequences))
+        block_table = self._block_table.put([sequence.block_ids for sequence in sequences])
+        positions, slots = self._places(step, counts, query_start_loc, block_table)
+        move = self._move
+        return ForwardBatch(
+            token_ids=move(self._token_ids.put(token_ids)),
+            positions=move(self._positions.put(positions)),
+            slot_mapping=move(self._slot_mapping.put(slots)),
+            query_start_loc=self._query_start_loc.put(query_start_loc),
+            seq_lens=self._seq_lens.put([sequence.end for sequence in sequences]),
+            block_table=move(torch.from_numpy(block_table)),
+            logits_rows=move(self._logits_rows.put(_logits_rows(step, query_start_loc))),
+        )
+
+    def _places(
+        self,
+        step: ScheduledStep,
+        counts: list[int],
+        query_start_loc: list[int],
+        block_table: np.ndarray,
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Position and slot of every token, int64 [T] each."""
+        positions = np.array([sequence.start for sequence in step.sequences])
+        owner = np.arange(len(counts))
+        if query_start_loc[-1] > len(counts):
+            owner = np.repeat(owner, counts)
+            positions = np.arange(len(owner)) + (positions - query_start_loc[:-1])[owner]
+        index, offset = np.divmod(positions, self._block_size)
+        slots = block_table[owner, index].astype(np.int64) * self._block_size + offset
+        return positions, slots
+
+    def _move(self, tensor: torch.Tensor) -> torch.Tensor:
+        return tensor if self._device.type == "cpu" else tensor.to(self._device)
 
 
-def _block_table(step: ScheduledStep) -> np.ndarray:
-    """int32 [S, B]; the unused end of a row is 0."""
-    width = max(len(sequence.block_ids) for sequence in step.sequences)
-    table = np.zeros((len(step.sequences), width), dtype=np.int32)
-    for row, sequence in zip(table, step.sequences, strict=True):
-        row[: len(sequence.block_ids)] = sequence.block_ids
-    return table
+class _Buffer:
+    """An array that grows, and the tensor that shares its memory."""
+
+    def __init__(self, dtype: type[np.generic]) -> None:
+        self._array = np.zeros(0, dtype)
+        self._tensor = self._used = torch.from_numpy(self._array)
+
+    def put(self, values: np.ndarray | list[int]) -> torch.Tensor:
+        count = len(values)
+        if count > len(self._array):
+            self._array = np.zeros(max(count, 2 * len(self._array)), self._array.dtype)
+            self._tensor = self._used = torch.from_numpy(self._array)
+        self._array[:count] = values
+        if len(self._used) != count:
+            self._used = self._tensor[:count]
+        return self._used
 
 
-def _logits_rows(step: ScheduledStep, query_start_loc: np.ndarray) -> np.ndarray:
-    samples = np.array([sequence.samples for sequence in step.sequences])
-    rows = [query_start_loc[1:][samples] - 1]
-    for start, sequence in zip(query_start_loc, step.sequences, strict=False):
-        if sequence.num_prompt_logits:
-            rows.append(np.arange(start, start + sequence.num_prompt_logits))
-    return np.concatenate(rows).astype(np.int64)
+class _BlockTable:
+    """Rows of block ids, written as far as they differ from the step before."""
+
+    def __init__(self) -> None:
+        self._table = np.zeros((0, 0), dtype=np.int32)
+        self._rows: list[tuple[int, ...]] = []
+
+    def put(self, rows: Sequence[tuple[int, ...]]) -> np.ndarray:
+        """int32 [S, B], B at least the longest row; what is behind the end of a row is 0."""
+        self._reserve(len(rows), max(map(len, rows)))
+        for index, (row, known) in enumerate(zip(rows, self._rows, strict=False)):
+            if row is known:
+                continue
+            # A sequence that goes on has the blocks it had and one more now and then.
+            same = len(known) if row[: len(known)] == known else 0
+            self._table[index, same : len(row)] = row[same:]
+            self._table[index, len(row) : len(known)] = 0
+            self._rows[index] = row
+        return self._table[: len(rows)]
+
+    def _reserve(self, num_rows: int, num_blocks: int) -> None:
+        old_rows, old_blocks = self._table.shape
+        if num_rows <= old_rows and num_blocks <= old_blocks:
+            return
+        if num_rows > old_rows:
+            num_rows = max(num_rows, 2 * old_rows)
+        if num_blocks > old_blocks:
+            num_blocks = max(num_blocks, 2 * old_blocks)
+        self._table = np.zeros((max(num_rows, old_rows), max(num_blocks, old_blocks)), np.int32)
+        self._rows = [()] * len(self._table)
+
+
+def _logits_rows(step: ScheduledStep, query_start_loc: list[int]) -> list[int]:
+    ends = zip(step.sequences, query_start_loc[1:], strict=True)
+    rows = [end - 1 for sequence, end in ends if sequence.samples]
+    for sequence, start in zip(step.sequences, query_start_loc, strict=False):
+        if sequence.prompt_targets:
+            rows += range(start, start + sequence.num_prompt_logits)
+    return rows

@@ -65,14 +65,21 @@ class NativeMiniMaxM2(MiniMaxM2):
         super().__init__(shape, weights, kernels)
         self._packed = packed
         self.step = CpuStep(library, packed.model)
+        self._kv_cache: tuple[KVCache, CpuKVCache] | None = None
 
     def forward(self, batch: ForwardBatch, kv_cache: KVCache) -> torch.Tensor:
         """As MiniMaxM2.forward, but float32; the cache may also be int8 or fp8."""
-        return self.step.forward(_cpu_batch(batch), _cpu_cache(kv_cache))
+        return self.step.forward(_cpu_batch(batch), self._cpu_cache(kv_cache))
 
     def compute_logits(self, x_RH: torch.Tensor) -> torch.Tensor:
         """float32 logits [R, V]."""
         return self.step.logits(x_RH.contiguous())
+
+    def _cpu_cache(self, kv_cache: KVCache) -> CpuKVCache:
+        """Made once: an engine has one cache."""
+        if self._kv_cache is None or self._kv_cache[0] is not kv_cache:
+            self._kv_cache = kv_cache, _cpu_cache(kv_cache)
+        return self._kv_cache[1]
 
 
 class _Packed:

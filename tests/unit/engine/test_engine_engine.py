@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import time
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +14,10 @@ from tiny import build_tiny
 from m2serve.engine.engine import Completion, Engine
 from m2serve.engine.request import EngineOutput, EngineRequest, SamplingParams
 from m2serve.engine.step import ScheduledSequence, ScheduledStep
-from m2serve.engine.step_batch import forward_batch
+from m2serve.engine.step_batch import StepBatcher
 from m2serve.errors import CheckpointError, RequestError, ResourceError, UsageError
 from m2serve.model.minimax_m2 import MiniMaxM2, allocate_kv_cache
+from m2serve.model.native import NativeMiniMaxM2
 
 VOCAB_SIZE = 1200
 BLOCK_BYTES = 16 * 2 * 2 * 2 * 16 * 4  # 16 tokens, k and v, 2 layers, 2 heads of 16, float32
@@ -89,7 +91,7 @@ def plain_logits(model: MiniMaxM2, token_ids: list[int]) -> torch.Tensor:
         prompt_targets=tuple(token_ids[1:]),
     )
     with torch.inference_mode():
-        batch = forward_batch(ScheduledStep((scheduled,)), 16, torch.device("cpu"))
+        batch = StepBatcher(16, torch.device("cpu")).build(ScheduledStep((scheduled,)))
         return model.compute_logits(model.forward(batch, cache)).roll(-1, 0)
 
 
@@ -329,6 +331,23 @@ def test_the_first_tokens_leave_no_trace(folder: Path) -> None:
     assert (stats.step, stats.prompt_tokens, stats.generation_tokens) == (0, 0, 0)
     assert stats.num_free_blocks == engine.info.num_kv_blocks == 200
     assert engine.info.load_time_s > 0
+
+
+def test_time_without_a_request_is_not_busy(folder: Path) -> None:
+    engine = load(folder)
+    assert (engine.stats().busy_s, engine.stats().native_s) == (0, 0)
+    start = time.perf_counter()
+    engine.generate(PROMPTS, GREEDY)
+    engine.add(request("a", PROMPTS[0]))
+    engine.step()
+    engine.abort(["a"])
+    time.sleep(0.2)
+    engine.generate(PROMPTS, GREEDY)
+    stats = engine.stats()
+    assert 0 < stats.busy_s < time.perf_counter() - start - 0.2
+    is_native = isinstance(engine._runner.model, NativeMiniMaxM2)
+    assert (0 < stats.native_s < stats.busy_s) if is_native else stats.native_s == 0
+    assert stats.native_busy_share == stats.native_s / stats.busy_s
 
 
 def test_sizes_come_from_the_checkpoint(folder: Path) -> None:

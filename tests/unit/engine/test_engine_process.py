@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import queue
 import random
 import time
 from collections.abc import Callable
@@ -13,9 +14,11 @@ import psutil
 import pytest
 from tiny import build_tiny
 
+from m2serve.engine import frames
 from m2serve.engine.config import EngineConfig
 from m2serve.engine.engine import Engine
-from m2serve.engine.request import EngineRequest, SamplingParams
+from m2serve.engine.process import serve
+from m2serve.engine.request import EngineOutput, EngineRequest, EngineStats, SamplingParams
 from m2serve.engine.supervisor import SupervisedEngine
 from m2serve.errors import CheckpointError, EngineDeadError
 
@@ -120,3 +123,46 @@ def test_a_checkpoint_that_cannot_be_loaded_is_one_sentence(
 
     asyncio.run(asyncio.wait_for(test(), 60))
     assert "Traceback" not in capfd.readouterr().err
+
+
+class BreakingEngine:
+    """Two steps, each with news, then one that fails."""
+
+    def __init__(self) -> None:
+        self.num_steps = 0
+
+    def add(self, request: EngineRequest) -> None: ...
+
+    def has_work(self) -> bool:
+        return True
+
+    def stats(self) -> EngineStats:
+        return EngineStats(step=self.num_steps)
+
+    def step(self) -> list[EngineOutput]:
+        if self.num_steps == 2:
+            raise RuntimeError("the third step fails")
+        self.num_steps += 1
+        return [EngineOutput(request_id=str(self.num_steps))]
+
+
+class SlowConnection:
+    """Keeps what is posted to itself until it is flushed."""
+
+    def __init__(self) -> None:
+        self.inbox: queue.SimpleQueue[frames.ToEngine] = queue.SimpleQueue()
+        self.posted: list[str] = []
+        self.sent: list[str] = []
+
+    def post(self, outputs: list[EngineOutput], stats: EngineStats) -> None:
+        self.posted += [f"{output.request_id} of step {stats.step}" for output in outputs]
+
+    def flush(self) -> None:
+        self.sent, self.posted = self.posted, []
+
+
+def test_what_was_computed_before_a_step_failed_is_sent() -> None:
+    connection = SlowConnection()
+    with pytest.raises(RuntimeError, match="third step"):
+        serve(connection, BreakingEngine())  # type: ignore[arg-type]
+    assert connection.sent == ["1 of step 1", "2 of step 2"]

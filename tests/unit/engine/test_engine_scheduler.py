@@ -309,6 +309,16 @@ def test_a_stop_id_ends_the_text_and_is_reported() -> None:
     assert output.token_ids == [stop]
 
 
+def test_blocks_are_handed_out_as_the_same_tuple_until_there_is_a_new_one() -> None:
+    scheduler = _scheduler(block_size=4)
+    model = FakeModel(scheduler)
+    scheduler.add(_request("a", [1, 2, 3], max_tokens=8, ignore_eos=True))
+    held = [_step(scheduler, model)[0].sequences[0].block_ids for _ in range(6)]
+    assert [len(block_ids) for block_ids in held] == [1, 1, 2, 2, 2, 2]
+    assert held[0] is held[1]
+    assert held[2] is held[3] is held[4] is held[5]
+
+
 def test_stats_count_tokens_requests_and_steps() -> None:
     scheduler = _scheduler(max_num_seqs=1, num_blocks=8)
     model = FakeModel(scheduler)
@@ -339,7 +349,7 @@ def _scheduler_seed(scheduler: Scheduler, index: int) -> int:
 @pytest.mark.parametrize(
     ("damage", "problem"),
     [
-        (lambda s: s.running[0].block_ids.pop(), "references"),
+        (lambda s: setattr(s.running[0], "block_ids", ()), "references"),
         (lambda s: s.running.reverse(), "order of arrival"),
         (lambda s: s.sequences.pop("b"), "differ"),
         (lambda s: s.running[0].token_ids.extend([1] * 64), "longer"),

@@ -63,9 +63,9 @@ def test_tokens_are_counted_and_kept_through_a_preemption() -> None:
         assert sequence.next_forced_token_id == expected
         sequence.append(expected)
     sequence.num_computed_tokens = 4
-    sequence.block_ids = [5, 6]
+    sequence.block_ids = (5, 6)
     sequence.forget_computed()
-    assert (sequence.num_computed_tokens, sequence.block_ids) == (0, [])
+    assert (sequence.num_computed_tokens, sequence.block_ids) == (0, ())
     assert sequence.token_ids == [1, 2, EOS, 3, 3]
     assert sequence.output_token_ids == [3, 3]
     assert sequence.num_output_tokens == 2

@@ -32,3 +32,10 @@ def test_a_restarted_engine_does_not_count_backwards() -> None:
     last = EngineStats(prompt_tokens=1000, generation_tokens=500)
     now = EngineStats(prompt_tokens=10, generation_tokens=5)
     assert throughput_line(last, now, 1.0).startswith("Avg prompt throughput: 10.0 tokens/s")
+
+
+def test_the_share_of_native_code_is_of_the_interval() -> None:
+    last = EngineStats(generation_tokens=10, busy_s=100.0, native_s=50.0)
+    now = EngineStats(generation_tokens=20, busy_s=104.0, native_s=53.8)
+    assert throughput_line(last, now, 10.0).endswith("hit rate: 0.0%, Native code: 95.0%")
+    assert "Native" not in throughput_line(last, last, 10.0)
