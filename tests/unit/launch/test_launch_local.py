@@ -16,7 +16,8 @@ def test_vllm() -> None:
     )
     assert " ".join(argv) == (
         "vllm serve /models/m2 --host 127.0.0.1 --port 8001 --enable-prompt-tokens-details "
-        "--uvicorn-log-level warning --reasoning-parser minimax_m2 --max-model-len 4096 --no-enable-prefix-caching "
+        "--uvicorn-log-level warning --reasoning-parser minimax_m2 --max-model-len 4096 "
+        "--no-enable-prefix-caching "
         "--tensor-parallel-size 2"
     )
 

@@ -52,7 +52,7 @@ def test_every_target_names_contenders_of_its_case(tmp_path: Path) -> None:
     folder = tmp_path / "mid"
     folder.mkdir()
     (folder / "config.json").write_text('{"vocab_size": 4096}')
-    here = Path("x")
+    here = Path("venv/bin/program")
     setup = Setup(here, here, here, here, here, tmp_path, tmp_path)
     for section in SECTIONS.values():
         for case in section(setup):
