@@ -22,8 +22,8 @@ $(STAMP): pyproject.toml constraints.txt CMakeLists.txt $(wildcard src/m2serve/k
 $(TINY)/config.json: tests/tiny.py | $(STAMP)
 	$(BIN)/python tests/tiny.py $(TINY)
 
-serve: $(STAMP) $(TINY)/config.json  ## install, then serve a small generated checkpoint
-	$(BIN)/m2 serve $(TINY) --served-model-name MiniMax-M2.5 --port $(PORT)
+serve: $(STAMP)  ## install, then serve the built-in miniature
+	$(BIN)/m2 serve --port $(PORT)
 
 test: lint  ## install, then run every check that fits in a quarter of an hour
 	$(BIN)/python -m pytest -m "not slow and not gpu and not integration"
