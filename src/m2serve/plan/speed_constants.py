@@ -49,7 +49,12 @@ def dump_constants(constants: SpeedConstants) -> str:
         "ascend": constants.ascend_spread,
     }
     ascend = {"figures": constants.num_ascend}
-    tables = {"spread": spread, "ascend": ascend, "tpot": constants.tpot, "ttft": constants.ttft}
+    tables: dict[str, Mapping[str, float]] = {
+        "spread": spread,
+        "ascend": ascend,
+        "tpot": constants.tpot,
+        "ttft": constants.ttft,
+    }
     parts = [_HEAD]
     for title, values in tables.items():
         lines = [f'"{name}" = {round(value, 5)}' for name, value in values.items()]

@@ -62,7 +62,7 @@ def test_orthogonalize_brings_singular_values_near_one() -> None:
 
 def test_a_model_learns(tokenizer: Tokenizer) -> None:
     model, optimizer = fresh()
-    losses = train(model, optimizer, range(12), tokenizer)
+    losses = train(model, optimizer, range(24), tokenizer)
     assert losses[-1] < losses[0] - 0.5
 
 
