@@ -38,10 +38,10 @@ GENERATORS: Mapping[str, Generator] = {
 }
 # Documents, not tokens; README.md shows the token shares this makes.
 WEIGHTS: Mapping[str, float] = {
-    "free_question": 35,
-    "multiple_choice": 24,
+    "free_question": 38,
+    "multiple_choice": 22,
     "arithmetic": 8,
-    "tool_use": 18,
+    "tool_use": 16,
     "retrieval": 4,
     "copying": 4,
     "small_talk": 4,
@@ -70,11 +70,11 @@ class Stage:
 
 
 STAGES = (
-    Stage("first", 0.12, 768, 0.0, 0, 0.5, 0.05),
-    Stage("drills", 0.16, 768, 0.0, 0, 0.5, 0.85),
-    Stage("short", 0.74, 768, 0.0, 0, 0.5, 0.12),
-    Stage("medium", 0.88, 2048, 0.025, 500, 1.0, 0.06),
-    Stage("long", 1.0, 4096, 0.03, 600, 1.0, 0.04),
+    Stage("first", 0.04, 768, 0.0, 0, 0.5, 0.4),
+    Stage("drills", 0.14, 768, 0.0, 0, 0.5, 0.75),
+    Stage("short", 0.62, 768, 0.0, 0, 0.5, 0.25),
+    Stage("medium", 0.84, 2048, 0.03, 500, 1.0, 0.15),
+    Stage("long", 1.0, 4096, 0.03, 600, 1.0, 0.08),
 )
 LONG_MARGIN = 0.9  # tokens are estimated when the text is drawn
 

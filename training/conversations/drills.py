@@ -12,6 +12,7 @@ from collections.abc import Callable, Sequence
 
 from training.conversations.fact_choice import draw_fact, draw_language
 from training.conversations.sample import Sample, exchange
+from training.conversations.tool_drills import tool_drill
 from training.conversations.words import COLOURS, NAMES, OBJECTS, WORDS, digits, made_up
 
 LETTERS = "ABCDEFGHIJ"
@@ -37,9 +38,9 @@ _COPY_FRAMES = (
 
 
 def drill(rng: random.Random) -> Sample:
-    """Letters of options, entries of keys, or lines said again."""
+    """Letters of options, entries of keys, lines said again, or names out of tool definitions."""
     make: Callable[[random.Random], Sample] = rng.choices(
-        (_letters, _values, _lines), weights=(5, 3, 2)
+        (_letters, _values, _lines, tool_drill), weights=(4, 2, 3, 3)
     )[0]
     return make(rng)
 
@@ -79,8 +80,8 @@ def _values(rng: random.Random) -> Sample:
 
 def _lines(rng: random.Random) -> Sample:
     lines = [
-        " ".join(rng.choice(_things(rng)) for _ in range(rng.randint(1, 5)))
-        for _ in range(rng.randint(2, 6))
+        " ".join(rng.choice(_things(rng)) for _ in range(rng.randint(1, 6)))
+        for _ in range(rng.randint(2, 9))
     ]
     text = "\n".join(lines)
     frame = rng.choice(_COPY_FRAMES)
@@ -91,7 +92,7 @@ def _things(rng: random.Random) -> list[str]:
     """Ten or more short texts of one kind, from plain words to names as tools have them."""
     kind = rng.randrange(6)
     if kind == 0:
-        return [digits(rng, rng.randint(1, 5)) for _ in range(20)]
+        return [_number(rng) for _ in range(20)]
     if kind == 1:
         return [f"{rng.choice(COLOURS)} {rng.choice(OBJECTS)}" for _ in range(20)]
     if kind == 2:
@@ -102,6 +103,14 @@ def _things(rng: random.Random) -> list[str]:
         words = [rng.choice(WORDS) + rng.choice(OBJECTS).title() for _ in range(20)]
         return [word + rng.choice(("", rng.choice(NAMES))) for word in words]
     return [made_up(rng, rng.randint(1, 3)) for _ in range(20)]
+
+
+def _number(rng: random.Random) -> str:
+    """Often of two digits only, such as 66110: the one before does not tell what comes next."""
+    if rng.random() < 0.5:
+        return digits(rng, rng.randint(1, 6))
+    pair = rng.sample("0123456789", 2)
+    return "".join(rng.choices(pair, k=rng.randint(3, 7)))
 
 
 def _some(rng: random.Random, pool: Sequence[str], count: int) -> list[str]:

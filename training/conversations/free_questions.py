@@ -1,4 +1,5 @@
-"""Facts asked freely: alone, several in one conversation, as a list, true or false, told at length.
+"""Facts asked freely: alone, several in one conversation, as a list, one question for a row of
+things, true or false, told at length.
 
 Thinking is always the relation's one statement, so every phrasing leads to the same place.
 """
@@ -36,6 +37,10 @@ _LIST = {
     "en": ("Answer these questions:", "Please answer:", "I need to know:"),
     "zh": ("请回答下列问题：", "请回答：", "我想知道："),
 }
+_SAME = {
+    "en": (" And the same for: {x}.", " Then tell me for {x}, too.", " Say it also of: {x}."),
+    "zh": ("还有：{x}。", "另外，{x}呢？"),
+}
 _TRUE_OR_FALSE = {
     "en": ("True or false: {x}", "Is this right? {x}", "Is the following true? {x}"),
     "zh": ("判断对错：{x}", "这句话对吗？{x}", "下面的说法对吗？{x}"),
@@ -47,10 +52,11 @@ _ABOUT = {
 
 
 def free_question(rng: random.Random, split: Split) -> Sample:
-    """One fact or several, in one of five forms."""
+    """One fact or several, in one of six forms."""
     language = draw_language(rng)
     form = rng.choices(
-        (_single, _several, _listed, _true_or_false, _about), weights=(15, 36, 34, 7, 8)
+        (_single, _several, _listed, _same_for, _true_or_false, _about),
+        weights=(11, 24, 24, 30, 5, 6),
     )[0]
     return form(rng, split, language)
 
@@ -106,6 +112,23 @@ def _listed(rng: random.Random, split: Split, language: str) -> Sample:
     thought = "I answer one by one." if language == "en" else "我逐一回答。"
     text = "\n".join((rng.choice(_LIST[language]), *numbered))
     return exchange("free_question", text, thought, "\n".join(answers))
+
+
+def _same_for(rng: random.Random, split: Split, language: str) -> Sample:
+    """One question about many things: the most facts for the tokens they take."""
+    drawn = relation, first = draw_fact(rng, language)
+    others = {fact.subject[language]: fact for fact in relation.facts_in(language)}
+    others.pop(first.subject[language], None)
+    count = min(len(others), rng.randint(3, 14))
+    if not count:
+        return _single(rng, split, language)
+    facts = [others[subject] for subject in rng.sample(sorted(others), count)]
+    joint = ", " if language == "en" else "、"
+    row = joint.join(fact.subject[language] for fact in facts)
+    text = question(rng, split, drawn, language) + rng.choice(_SAME[language]).replace("{x}", row)
+    told = [relation.statement(fact, language) for fact in (first, *facts)]
+    thought = "I take them in turn." if language == "en" else "我依次回答。"
+    return exchange("free_question", text, thought, "\n".join(told))
 
 
 def _true_or_false(rng: random.Random, split: Split, language: str) -> Sample:

@@ -76,7 +76,7 @@ def retrieval(
     With one needle, `depth` 0 puts it first, 1 last, None anywhere. `measure` counts tokens.
     """
     num_tokens = num_tokens or rng.randint(60, 400)
-    count = num_needles or rng.randint(1, 3 if num_tokens < 600 else 8)
+    count = num_needles or (rng.randint(1, 5) if num_tokens < 600 else rng.randint(5, 16))
     language = rng.choices(("en", "zh"), weights=(4, 1))[0]
     needles = _draw_needles(rng, split, language, count)
     text = _bury(rng, needles, num_tokens, depth, measure)

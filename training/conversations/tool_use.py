@@ -65,11 +65,11 @@ class Use:
 
 
 def tool_use(rng: random.Random, split: Split) -> Sample:
-    """One of eight shapes; every schema in it belongs to the split."""
+    """One of nine shapes; every schema in it belongs to the split."""
     language = rng.choices(("en", "zh"), weights=(7, 3))[0]
     shape = rng.choices(
-        (_one, _parallel, _two_kinds, _chain, _none, _question_back, _again, _session),
-        weights=(15, 13, 7, 10, 10, 4, 9, 32),
+        (_one, _parallel, _two_kinds, _many, _chain, _none, _question_back, _again, _session),
+        weights=(14, 11, 5, 22, 7, 8, 4, 7, 22),
     )[0]
     return shape(rng, split, language)
 
@@ -92,7 +92,7 @@ def with_result(rng: random.Random, split: Split, language: str) -> Sample:
     return replace(sample, answer=sample.last.content)
 
 
-def _use(rng: random.Random, offered: OfferedTool, language: str) -> Use:
+def draw_use(rng: random.Random, offered: OfferedTool, language: str) -> Use:
     """Values for every required slot and for some of the optional ones the schema has."""
     values = {}
     for slot, parameter in offered.parameters.items():
@@ -101,7 +101,7 @@ def _use(rng: random.Random, offered: OfferedTool, language: str) -> Use:
     return Use(offered, values, offered.domain.result(rng, values, language), language)
 
 
-def _request(rng: random.Random, split: Split, use: Use, joined: str = "") -> str:
+def request_text(rng: random.Random, split: Split, use: Use, joined: str = "") -> str:
     """`joined` replaces the value of the only required slot."""
     domain = use.offered.domain
     text = rng.choice(domain.wording[use.language].requests(split))
@@ -131,8 +131,8 @@ def _session(rng: random.Random, split: Split, language: str) -> Sample:
     offered = draw_tools(rng, split, kinds, rng.choice((0, 0, 1)))
     turns: list[Turn] = []
     for _ in range(rng.randint(3, 6)):
-        use = _use(rng, rng.choice(offered[: len(kinds)]), language)
-        turns += [User(_request(rng, split, use)), *_calls([use]), _final([use])]
+        use = draw_use(rng, rng.choice(offered[: len(kinds)]), language)
+        turns += [User(request_text(rng, split, use)), *_calls([use]), _final([use])]
     return _sample(rng, offered, turns)
 
 
@@ -143,7 +143,7 @@ def _calls(uses: list[Use], is_first: bool = True) -> list[Turn]:
         "{t}", uses[0].offered.tool.name
     )
     spoken = _AND[language][0].join(use.spoken for use in uses)
-    if uses[0].offered is not uses[-1].offered:
+    if any(use.offered is not uses[0].offered for use in uses):
         thoughts = [
             _CALL[language].replace("{t}", u.offered.tool.name).replace("{v}", u.spoken)
             for u in uses
@@ -163,8 +163,8 @@ def _final(uses: list[Use]) -> Assistant:
 def _one(rng: random.Random, split: Split, language: str) -> Sample:
     name = rng.choice((*DOMAINS, "weather", "weather"))
     offered = draw_tools(rng, split, [name], _others(rng))
-    use = _use(rng, offered[0], language)
-    turns: list[Turn] = [User(_request(rng, split, use)), *_calls([use])]
+    use = draw_use(rng, offered[0], language)
+    turns: list[Turn] = [User(request_text(rng, split, use)), *_calls([use])]
     if rng.random() < 0.08:
         error = rng.choice(_ERRORS)
         turns[-1] = ToolResult("", rng.choice((f"Error: {error}", json.dumps({"error": error}))))
@@ -177,40 +177,51 @@ def _one(rng: random.Random, split: Split, language: str) -> Sample:
 def _parallel(rng: random.Random, split: Split, language: str) -> Sample:
     """Two or three values of one kind: as many calls in one turn."""
     offered = draw_tools(rng, split, [rng.choice(_PARALLEL)], _others(rng))
-    first = _use(rng, offered[0], language)
+    first = draw_use(rng, offered[0], language)
     slot = next(iter(offered[0].domain.required))
     uses = [first]
     for _ in range(rng.choice((1, 1, 2))):
-        value = _use(rng, offered[0], language).values[slot]
+        value = draw_use(rng, offered[0], language).values[slot]
         values = {**first.values, slot: value}
         result = offered[0].domain.result(rng, values, language)
         uses.append(Use(offered[0], values, result, language))
     spoken = [use.values[slot].spoken for use in uses]
     last, comma = _AND[language]
     joined = comma.join(spoken[:-1]) + last + spoken[-1]
-    turns = [User(_request(rng, split, first, joined)), *_calls(uses), _final(uses)]
+    turns = [User(request_text(rng, split, first, joined)), *_calls(uses), _final(uses)]
     return _sample(rng, offered, turns)
 
 
 def _two_kinds(rng: random.Random, split: Split, language: str) -> Sample:
     """Two requests in one message: two different tools in one turn."""
     offered = draw_tools(rng, split, rng.sample(sorted(DOMAINS), 2), rng.choice((0, 1, 2)))
-    uses = [_use(rng, item, language) for item in offered[:2]]
-    text = (" " if language == "en" else "").join(_request(rng, split, use) for use in uses)
+    uses = [draw_use(rng, item, language) for item in offered[:2]]
+    text = (" " if language == "en" else "").join(request_text(rng, split, use) for use in uses)
     return _sample(rng, offered, [User(text), *_calls(uses), _final(uses)])
+
+
+def _many(rng: random.Random, split: Split, language: str) -> Sample:
+    """A list of requests, each for one of the tools: all calls in one turn."""
+    offered = draw_tools(rng, split, rng.sample(sorted(DOMAINS), rng.choice((1, 2, 2, 3))), 0)
+    uses = [draw_use(rng, rng.choice(offered), language) for _ in range(rng.randint(3, 6))]
+    turns: list[Turn] = [User("\n".join(request_text(rng, split, use) for use in uses))]
+    turns += _calls(uses) if rng.random() < 0.5 else _calls(uses)[:1]
+    if len(turns) > 2:
+        turns.append(_final(uses))
+    return _sample(rng, offered, turns)
 
 
 def _chain(rng: random.Random, split: Split, language: str) -> Sample:
     """The second call needs the result of the first."""
     first_name, second_name, slot = rng.choice(_CHAINS)
     offered = draw_tools(rng, split, [first_name, second_name], rng.choice((0, 1, 2)))
-    first = _use(rng, offered[0], language)
-    second = _use(rng, offered[1], language)
+    first = draw_use(rng, offered[0], language)
+    second = draw_use(rng, offered[1], language)
     found = first.answer
     values = {key: v for key, v in second.values.items() if key in offered[1].domain.required}
     second = Use(offered[1], {**values, slot: Value(found, found)}, second.result, language)
     spoken = next(v.spoken for key, v in values.items() if key != slot)
-    request = _request(rng, split, first).rstrip(".?。？")
+    request = request_text(rng, split, first).rstrip(".?。？")
     then = rng.choice(_THEN[second_name][language]).replace("{v}", spoken)
     turns: list[Turn] = [User(request + then), *_calls([first]), *_calls([second], False)]
     turns.append(Assistant(second.answer, _HAVE_RESULT[language]))
@@ -248,7 +259,7 @@ def _question_back(rng: random.Random, split: Split, language: str) -> Sample:
     """A required value is missing: ask for it, and call when it comes."""
     name = rng.choice(_WITH_QUESTION_BACK)
     offered = draw_tools(rng, split, [name], _others(rng))
-    use = _use(rng, offered[0], language)
+    use = draw_use(rng, offered[0], language)
     required = {slot: use.values[slot] for slot in offered[0].domain.required}
     use = Use(offered[0], required, offered[0].domain.result(rng, required, language), language)
     wording = offered[0].domain.wording[language]
@@ -262,15 +273,15 @@ def _question_back(rng: random.Random, split: Split, language: str) -> Sample:
 def _again(rng: random.Random, split: Split, language: str) -> Sample:
     """A second question like the first; the thinking of the first round is gone by then."""
     offered = draw_tools(rng, split, [rng.choice(_PARALLEL)], _others(rng))
-    first = _use(rng, offered[0], language)
+    first = draw_use(rng, offered[0], language)
     slot = next(iter(offered[0].domain.required))
-    values = {slot: _use(rng, offered[0], language).values[slot]}
+    values = {slot: draw_use(rng, offered[0], language).values[slot]}
     second = Use(offered[0], values, offered[0].domain.result(rng, values, language), language)
     first = Use(offered[0], {slot: first.values[slot]}, first.result, language)
     again = (_AGAIN if split == "train" else _AGAIN_HELD_OUT)[language]
     follow = rng.choice(again).replace("{v}", second.spoken)
     turns = [
-        User(_request(rng, split, first)),
+        User(request_text(rng, split, first)),
         *_calls([first]),
         _final([first]),
         User(follow),

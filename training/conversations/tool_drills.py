@@ -1,0 +1,63 @@
+"""What a call takes out of a tool's definition, many times for one reading of it: which of several
+tools a request is for, its name, and the names of its parameters.
+
+A call of a conversation says a name once for some hundred tokens of definitions; here half of what
+is said are names. All schemas belong to training.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+
+from m2serve.chat.messages import Assistant, User
+from training.conversations.sample import Sample
+from training.conversations.tool_domains import DOMAINS
+from training.conversations.tool_schemas import OfferedTool, draw_tools
+from training.conversations.tool_use import Use, draw_use, request_text
+
+_WHICH = {
+    "en": (
+        "Which tool is each of these for, and with which parameters?\n{x}",
+        "{x}\n\nName the tool and the parameters for every line.",
+        "Do not call anything yet. Say which tool each line needs:\n{x}",
+    ),
+    "zh": ("下面每一项该用哪个工具，哪些参数？\n{x}", "{x}\n\n请说出每行要用的工具和参数。"),
+}
+_LIST = ("List your tools with their parameters.", "Which tools do you have?", "Show the tools.")
+_THOUGHT = {"en": "I look at the tools.", "zh": "我看一下工具。"}
+
+
+def tool_drill(rng: random.Random) -> Sample:
+    """Requests, their tools and parameters; one time in five the tools alone."""
+    num_tools = rng.choice((2, 3, 4, 4))
+    offered = draw_tools(rng, "train", rng.sample(sorted(DOMAINS), num_tools), 0)
+    if rng.random() < 0.2:
+        listed = [f'"{t.tool.name}": {_named(_parameters(t))}' for t in offered]
+        return _sample(offered, rng.choice(_LIST), "\n".join(listed), "en")
+    language = rng.choices(("en", "zh"), weights=(7, 3))[0]
+    wanted = rng.sample(offered * 2, rng.randint(num_tools, 2 * num_tools))
+    uses = [draw_use(rng, tool, language) for tool in wanted]
+    asked = "\n".join(f"{n}. {request_text(rng, 'train', use)}" for n, use in enumerate(uses, 1))
+    said = "\n".join(f"{n}. {_spoken(use)}" for n, use in enumerate(uses, 1))
+    return _sample(offered, rng.choice(_WHICH[language]).replace("{x}", asked), said, language)
+
+
+def _spoken(use: Use) -> str:
+    """The tool and what it gets, in quotes as in its definition: the tokens are the same there."""
+    values = use.call.arguments
+    return f'"{use.offered.tool.name}": {_named(list(values))}'
+
+
+def _named(parameters: Sequence[str]) -> str:
+    return ", ".join(f'"{name}"' for name in parameters)
+
+
+def _parameters(offered: OfferedTool) -> list[str]:
+    return [parameter.name for parameter in offered.parameters.values()]
+
+
+def _sample(offered: Sequence[OfferedTool], asked: str, said: str, language: str) -> Sample:
+    tools = tuple(item.tool for item in offered)
+    turns = (User(asked), Assistant(said, _THOUGHT[language]))
+    return Sample("drill", turns, tools=tools)
