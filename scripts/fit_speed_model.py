@@ -26,6 +26,7 @@ from m2serve.plan.speed_fit import (
     SpeedConstants,
     errors,
     fit_all,
+    leave_fifths_out,
     leave_out,
     with_spreads,
 )
@@ -33,20 +34,27 @@ from m2serve.plan.speed_fit import (
 DATA = Path(__file__).resolve().parents[1] / "tests" / "data" / "speed"
 ASCEND = DATA / "ascend" / "published.csv"
 HELD_OUT = 0.2
+NUM_SEEDS = 4
 
 
 def fit() -> None:
     rows = _all_rows()
     by_configuration = leave_out(rows, lambda row: row.configuration)
     by_accelerator = leave_out(rows, lambda row: row.point.accelerator)
-    constants = with_spreads(fit_all(rows), by_configuration, by_accelerator)
+    fifths = leave_fifths_out(rows, NUM_SEEDS)
+    constants = with_spreads(fit_all(rows), fifths, by_accelerator)
     figures = read_figures(ASCEND)
     constants = with_ascend(constants, figures)
     CONSTANTS_PATH.write_text(dump_constants(constants), encoding="utf-8")
     print("each configuration left out in turn: mean absolute error (bias)")
     for result in by_configuration:
         print(f"  {result.group:60} {_shown(result.tpot_errors)}  {_shown(result.ttft_errors)}")
-    for name, results in (("configuration", by_configuration), ("accelerator", by_accelerator)):
+    left_out = (
+        ("configuration", by_configuration),
+        ("a fifth of them", fifths),
+        ("accelerator", by_accelerator),
+    )
+    for name, results in left_out:
         tpot, ttft = _together(results)
         print(f"all rows, {name} left out: TPOT {_shown(tpot)}, TTFT {_shown(ttft)}")
     print(f"in sample: TPOT {_shown(errors(constants, rows)[0])}, {len(rows)} rows")

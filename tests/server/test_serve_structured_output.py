@@ -77,6 +77,58 @@ def test_an_answer_has_the_form_streamed_or_not(
     assert streamed == contents[0]
 
 
+TOOLS: list[dict[str, Any]] = [
+    {
+        "type": "function",
+        "function": {
+            "name": "report",
+            "parameters": {
+                "type": "object",
+                "properties": {
+                    "city": {"type": "string", "enum": ["Paris", "Berlin"]},
+                    "sunny": {"type": "boolean"},
+                    "wind": {"type": "integer", "minimum": 0, "maximum": 9},
+                },
+                "required": ["city", "sunny", "wind"],
+            },
+        },
+    },
+    {"type": "function", "function": {"name": "stop_here"}},
+]
+
+
+def test_a_forced_call_fits_its_schema_whatever_the_weights_say(
+    client: OpenAI, ends_thinking: dict[str, int]
+) -> None:
+    fields: dict[str, Any] = {
+        "model": "m",
+        "messages": QUESTION,
+        "tools": TOOLS,
+        "logit_bias": ends_thinking,
+        "max_tokens": 200,
+        "seed": 3,
+    }
+    named = {"type": "function", "function": {"name": "report"}}
+    answer = client.chat.completions.create(**fields, tool_choice=named, n=3)
+    for choice in answer.choices:
+        assert choice.finish_reason == "tool_calls"
+        assert choice.message.content is None
+        [call] = choice.message.tool_calls or []
+        assert call.type == "function"
+        value = json.loads(call.function.arguments)
+        assert call.function.name == "report"
+        assert value["city"] in ("Paris", "Berlin")
+        assert type(value["sunny"]) is bool
+        assert 0 <= value["wind"] <= 9
+    answer = client.chat.completions.create(
+        **fields, tool_choice="required", parallel_tool_calls=False, n=3
+    )
+    for choice in answer.choices:
+        [call] = choice.message.tool_calls or []
+        assert call.type == "function"
+        assert call.function.name in ("report", "stop_here")
+
+
 def test_completions_of_every_kind_at_the_same_time(client: OpenAI) -> None:
     forms: list[dict[str, Any]] = [
         {"structured_outputs": {"choice": ["left", "right"]}},

@@ -138,6 +138,54 @@ def test_tools_that_are_offered_may_be_called_instead(
     assert asked(engine).free_token_ids == ()
 
 
+NAMED = {"type": "function", "function": {"name": "f"}}
+
+
+def test_a_tool_choice_forces_a_call_behind_the_thinking(
+    server: FakeServer, engine: FakeEngine
+) -> None:
+    for choice, repeats in (("required", True), (NAMED, False)):
+        assert server.chat(tools=[TOOL], tool_choice=choice).status_code == 200
+        form = asked(engine)
+        assert form.kind == "tool_calls"
+        assert form.after_token_ids == (CONTROL.think_end,)
+        assert ("call+" in form.text) is repeats
+        assert form.free_token_ids == ()
+    server.chat(tools=[TOOL], tool_choice="required", parallel_tool_calls=False)
+    assert "call+" not in asked(engine).text
+
+
+@pytest.mark.parametrize(
+    ("fields", "problem"),
+    [
+        ({"tool_choice": "required"}, "'required', but no tools were sent"),
+        ({"tool_choice": NAMED}, "'f', but no tools were sent"),
+        (
+            {
+                "tools": [TOOL],
+                "tool_choice": {"type": "function", "function": {"name": "g"}},
+            },
+            "'g', which is not among those sent",
+        ),
+        (
+            {
+                "tools": [TOOL],
+                "tool_choice": NAMED,
+                "response_format": {"type": "json_object"},
+            },
+            "send one of both",
+        ),
+    ],
+)
+def test_what_cannot_be_forced_is_said(
+    server: FakeServer, fields: dict[str, Any], problem: str
+) -> None:
+    answer = server.chat(**fields)
+    assert answer.status_code == 400
+    assert problem in answer.json()["error"]["message"]
+    assert answer.json()["error"]["param"] == "tool_choice"
+
+
 def test_an_answer_that_is_continued_has_the_form_at_once(
     server: FakeServer, engine: FakeEngine
 ) -> None:

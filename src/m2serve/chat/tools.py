@@ -13,7 +13,7 @@ from m2serve.errors import RequestError
 MAX_TOOLS = 1024
 MAX_NAME_CHARS = 256
 
-_NOT_IN_NAMES = frozenset("\"'<>\r\n")
+NOT_IN_NAMES = frozenset("\"'<>\r\n")
 
 
 @dataclass(frozen=True)
@@ -79,7 +79,7 @@ def _name(name: Any, param: str) -> str:
             "needed",
             param=param,
         )
-    if not _NOT_IN_NAMES.isdisjoint(name):
+    if not NOT_IN_NAMES.isdisjoint(name):
         raise RequestError(
             f"{param} is {name!r}; quotes, angle brackets and line breaks cannot stand in the name "
             "of a tool",

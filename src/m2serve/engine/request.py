@@ -11,17 +11,18 @@ from typing import Literal
 import msgspec
 
 FinishReason = Literal["stop", "length", "abort", "error"]
-StructuredKind = Literal["json_schema", "json_object", "regex", "choice", "grammar"]
+StructuredKind = Literal["json_schema", "json_object", "regex", "choice", "grammar", "tool_calls"]
 
 
 class StructuredOutput(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """The form an answer must have, and where in the generated ids the answer begins.
 
-    `text` is a JSON schema, a regular expression, a JSON list of strings (choice) or a Lark or
-    GBNF grammar; json_object has none. The answer begins at once, or behind the first generated id
-    that is one of `after_token_ids`, and is preceded by exactly `prefix_token_ids`. One of
-    `free_token_ids` before or at its start means that the model does something else: then all that
-    follows is free. One of `free_prefix_token_ids` in place of the prefix announces just that.
+    `text` is a JSON schema, a regular expression, a JSON list of strings (choice), a Lark or GBNF
+    grammar, or the grammar of server/tool_choice.py (tool_calls); json_object has none. The answer
+    begins at once, or behind the first generated id that is one of `after_token_ids`, and is
+    preceded by exactly `prefix_token_ids`. One of `free_token_ids` before or at its start means
+    that the model does something else: then all that follows is free. One of
+    `free_prefix_token_ids` in place of the prefix announces just that.
     """
 
     kind: StructuredKind

@@ -8,6 +8,7 @@ overflows the stack on long chains of references and builds an automaton of as m
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from fractions import Fraction
 from math import lcm
 from types import ModuleType
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
     from llguidance import LLParserLimits
 
 MAX_TEXT_BYTES = 64 * 1024
+MAX_TOOLS_BYTES = 512 * 1024
 MAX_SCHEMA_OBJECTS = 1000
 MAX_MULTIPLE = 10_000
 MAX_CHOICES = 1000
@@ -70,8 +72,9 @@ def llguidance_grammar(output: StructuredOutput) -> str:
     """Raises ValueError with a sentence."""
     llguidance = load_llguidance()
     size = len(output.text.encode())
-    if size > MAX_TEXT_BYTES:
-        raise ValueError(f"it has {size} bytes; at most {MAX_TEXT_BYTES} are allowed")
+    most = MAX_TOOLS_BYTES if output.kind == "tool_calls" else MAX_TEXT_BYTES
+    if size > most:
+        raise ValueError(f"it has {size} bytes; at most {most} are allowed")
     match output.kind:
         case "json_object":
             return _json_grammar(llguidance, {"type": "object"})
@@ -85,6 +88,10 @@ def llguidance_grammar(output: StructuredOutput) -> str:
         case "grammar":
             _check_grammar(output.text)
             return str(llguidance.grammar_from("grammar", output.text))
+        case "tool_calls":
+            for schema in _schemas_of_tools(output.text):
+                _schema(schema)
+            return str(llguidance.LLMatcher.grammar_from_lark(output.text))
 
 
 def choices(text: str) -> list[str]:
@@ -138,6 +145,14 @@ def _fraction(value: object) -> Fraction:
     return Fraction(str(value))
 
 
+def _schemas_of_tools(grammar: str) -> Iterator[str]:
+    """Of the lines server/tool_choice.py writes, one schema each."""
+    for line in grammar.splitlines():
+        _, found, behind = line.partition(" %json ")
+        if found:
+            yield behind[: behind.rindex("}") + 1]
+
+
 def _check_grammar(text: str) -> None:
     # Each rule of Lark or GBNF has a colon.
     if text.count(":") > MAX_GRAMMAR_RULES:
@@ -155,6 +170,11 @@ def _decode(text: str) -> Any:
 
 
 def _refusal(output: StructuredOutput, reason: str, param: str) -> RequestError:
-    what = {"json_schema": "JSON schema", "choice": "list of choices"}.get(output.kind, output.kind)
+    names = {
+        "json_schema": "JSON schema",
+        "choice": "list of choices",
+        "tool_calls": "choice of tools",
+    }
+    what = names.get(output.kind, output.kind)
     line = " ".join(reason.split())[:_MAX_MESSAGE_CHARS]
     return RequestError(f"This {what} cannot be used: {line}", param=param)

@@ -85,7 +85,9 @@ class ChatFields(RequestModel):
 
 class ChatCompletionRequest(GenerationFields, ChatFields):
     max_completion_tokens: int | None = None
-    tool_choice: Any = Field(None, description='"auto" or "none".')
+    tool_choice: Any = Field(
+        None, description='"auto", "none", "required", or a function that has to be called.'
+    )
     parallel_tool_calls: bool | None = None
     logprobs: bool | None = None
     top_logprobs: int | None = None

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncGenerator
-from typing import Any
 
 from fastapi import APIRouter, Request
 from fastapi.routing import APIRoute
 from starlette.responses import Response
 
 from m2serve.chat.parser import OutputParser, ParserOptions
+from m2serve.engine.request import StructuredOutput
+from m2serve.engine.structured_output import check_structured_output
 from m2serve.errors import RequestError
 from m2serve.server.chat_answer import ChatOptions, answer_chunks, whole_answer
 from m2serve.server.choice import Choice, StopRules
@@ -22,6 +23,7 @@ from m2serve.server.responses import EventStream, json_response, until_client_le
 from m2serve.server.sampling import sampling_params, stop_strings
 from m2serve.server.state import ServerState
 from m2serve.server.structured_output import behind_thinking, structured_output
+from m2serve.server.tool_choice import call_form, forced_tools, offers_tools
 from m2serve.server.wire import ChatCompletion
 
 MAX_TOP_LOGPROBS = 20
@@ -40,12 +42,12 @@ def chat_router(state: ServerState, route_class: type[APIRoute]) -> APIRouter:
         """
         check_fields(state, body)
         options = _options(body)
-        offers_tools = _offers_tools(body.tool_choice)
+        offers = offers_tools(body.tool_choice)
         if body.stream:
-            job = await _job(state, request, body, offers_tools)
+            job = await _job(state, request, body, offers)
             return EventStream(_stream(state, job, options), job.headers)
         answer, job = await until_client_leaves(
-            request.receive, _whole(state, request, body, options, offers_tools)
+            request.receive, _whole(state, request, body, options, offers)
         )
         return json_response(answer, headers=job.headers)
 
@@ -57,9 +59,9 @@ async def _whole(
     request: Request,
     body: ChatCompletionRequest,
     options: ChatOptions,
-    offers_tools: bool,
+    offers: bool,
 ) -> tuple[ChatCompletion, Job]:
-    job = await _job(state, request, body, offers_tools)
+    job = await _job(state, request, body, offers)
     async with state.generator.run(job.tracks) as generation:
         return await whole_answer(job, generation, state.tokenizer, options), job
 
@@ -74,23 +76,16 @@ async def _stream(
 
 
 async def _job(
-    state: ServerState, request: Request, body: ChatCompletionRequest, offers_tools: bool
+    state: ServerState, request: Request, body: ChatCompletionRequest, offers: bool
 ) -> Job:
     prompt = await asyncio.to_thread(
         chat_prompt,
         body,
         state.tokenizer,
         state.config.model_identity,
-        offer_tools=offers_tools,
+        offer_tools=offers,
     )
-    form = await structured_output(body, state.engine.info)
-    if form is not None:
-        form = behind_thinking(
-            form,
-            state.tokenizer,
-            in_thinking=prompt.starts_in_reasoning,
-            may_call=offers_tools and bool(prompt.tools),
-        )
+    form = await _form(state, body, prompt, may_call=offers and bool(prompt.tools))
     sampling = sampling_params(
         body,
         state.config.default_sampling,
@@ -111,7 +106,7 @@ async def _job(
     def new_choice() -> Choice:
         return Choice(
             state.tokenizer,
-            _parser(state, body, prompt, offers_tools),
+            _parser(state, body, prompt, offers),
             stop,
             skip_special=body.skip_special_tokens is not False,
             max_tool_calls=1 if body.parallel_tool_calls is False else None,
@@ -120,13 +115,42 @@ async def _job(
     return make_job(state, request, body, "chatcmpl", [prompt.token_ids], [sampling], new_choice)
 
 
+async def _form(
+    state: ServerState, body: ChatCompletionRequest, prompt: ChatPrompt, *, may_call: bool
+) -> StructuredOutput | None:
+    """The form of the answer: that of a forced call, or what response_format says."""
+    asked = await structured_output(body, state.engine.info)
+    forced = forced_tools(body.tool_choice, prompt.tools)
+    in_thinking = prompt.starts_in_reasoning
+    if not forced:
+        if asked is None:
+            return None
+        return behind_thinking(asked, state.tokenizer, in_thinking=in_thinking, may_call=may_call)
+    if asked is not None:
+        raise RequestError(
+            "tool_choice forces a call, so there is no content to have a form; send one of both",
+            param="tool_choice",
+        )
+    if state.engine.info.checks_structured_output:
+        raise RequestError(
+            "A tool_choice that forces a call needs the own engine; with an upstream 'auto' and "
+            "'none' are supported.",
+            param="tool_choice",
+            code="unsupported_field",
+        )
+    one_call = body.tool_choice != "required" or body.parallel_tool_calls is False
+    form = call_form(forced, state.tokenizer, one_call=one_call, in_thinking=in_thinking)
+    await asyncio.to_thread(check_structured_output, form, "tools")
+    return form
+
+
 def _parser(
-    state: ServerState, body: ChatCompletionRequest, prompt: ChatPrompt, offers_tools: bool
+    state: ServerState, body: ChatCompletionRequest, prompt: ChatPrompt, offers: bool
 ) -> OutputParser:
     keep_think = state.config.reasoning_parser == "minimax_m2_append_think"
     options = ParserOptions(
         starts_in_reasoning=prompt.starts_in_reasoning,
-        allow_tool_calls=offers_tools,
+        allow_tool_calls=offers,
         allow_unknown_tools=state.config.allow_unknown_tools,
         keep_think=keep_think if body.reasoning_split is None else not body.reasoning_split,
     )
@@ -140,20 +164,6 @@ def _options(body: ChatCompletionRequest) -> ChatOptions:
         return_token_ids=bool(body.return_token_ids),
         include_usage=bool(stream_options and stream_options.include_usage),
         continuous_usage=bool(stream_options and stream_options.continuous_usage_stats),
-    )
-
-
-def _offers_tools(tool_choice: Any) -> bool:
-    """Whether the model may call; raises RequestError for what would have to force it to."""
-    if tool_choice in (None, "auto"):
-        return True
-    if tool_choice == "none":
-        return False
-    kind = tool_choice if isinstance(tool_choice, str) else "a named tool"
-    raise RequestError(
-        f"tool_choice {str(kind)[:40]!r} is not supported yet; 'auto' and 'none' are",
-        param="tool_choice",
-        code="unsupported_field",
     )
 
 

@@ -30,12 +30,13 @@ struct Row {
     int log2_groups_per_scale;  // activation groups that share one scale of the weight
 };
 
-// Entries of `size` bytes for `count` groups from `first`; readable for kLanes of them.
+// Entries of `size` bytes for `count` groups from `first`; readable for kLanes of them. Behind the
+// count they are the next row's: finite, and multiplied with activations that are padded with zeros.
 template <int size>
 inline const uint8_t* entries(const Entries& of, int64_t first, int count, int shift,
                               uint8_t* buffer) {
     const uint8_t* start = of.row + (first >> shift) * size;
-    if (count == kLanes && start + kLanes * size <= of.end) return start;
+    if (start + kLanes * size <= of.end) return start;
     std::memset(buffer, 0, kLanes * size);
     const int num = ((count - 1) >> shift) + 1;
     for (int i = 0; i < num * size; ++i) buffer[i] = start[i];
