@@ -81,8 +81,11 @@ def test_stacked_matrices_are_rows(format: str) -> None:
     assert_near(matmul().linear(x, weight), x, weight)
 
 
+@pytest.mark.parametrize("activation", ["float", "int8"])
 @pytest.mark.parametrize("format", FORMATS)
-def test_the_number_of_threads_changes_no_bit(format: str) -> None:
+def test_the_number_of_threads_changes_no_bit(
+    format: str, activation: Literal["float", "int8"]
+) -> None:
     weight = make_weight(format, 300, 700)
     before = torch.get_num_threads()
     results = []
@@ -90,7 +93,7 @@ def test_the_number_of_threads_changes_no_bit(format: str) -> None:
         torch.set_num_threads(count)
         torch.manual_seed(1)
         x = torch.randn(20, num_columns(weight))
-        results.append([matmul().linear(x[:rows], weight) for rows in (1, 3, 20)])
+        results.append([matmul(activation).linear(x[:rows], weight) for rows in (1, 3, 20)])
     torch.set_num_threads(before)
     for other in results[1:]:
         assert all(torch.equal(a, b) for a, b in zip(results[0], other, strict=True))
@@ -115,11 +118,12 @@ def rounded_to_int8(x: torch.Tensor, group: int) -> torch.Tensor:
     return (codes.double() * (most.double() / 127)).flatten(1)[:, : x.shape[1]]
 
 
+@pytest.mark.parametrize("columns", [256, 700, 1536])
 @pytest.mark.parametrize("format", INTEGER_FORMATS)
-def test_int8_activations(format: str) -> None:
-    weight = make_weight(format, 77, 700)
+def test_int8_activations(format: str, columns: int) -> None:
+    weight = make_weight(format, 77, columns)
     group = 16 if isinstance(weight, Nvfp4Weight) else 32
-    for rows in NUM_ROWS:
+    for rows in NUM_ROWS if columns == 700 else (1, 11, 12, 140):
         x = torch.randn(rows, num_columns(weight)) * 10 ** torch.randn(rows, 1)
         x[0, :group] = 0
         x[-1, group - 1] = 1000

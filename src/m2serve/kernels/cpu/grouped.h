@@ -48,6 +48,7 @@ inline F spread(F value, int shift) {
 
 struct Nvfp4 {
     static constexpr int kGroup = 16;
+    static constexpr int kMostCode = 24;  // unsigned
     static constexpr float kZero = 0, kInt8Zero = 12;
     static F scales(const Row& row, int64_t first, int count) {
         uint8_t buffer[kLanes];
@@ -70,6 +71,7 @@ struct Mxfp4 : Nvfp4 {
 template <int kind, bool asymmetric>
 struct Int4 {
     static constexpr int kGroup = 32;
+    static constexpr int kMostCode = 15;
     static constexpr float kZero = asymmetric ? -1 : 0;  // -1: one for every group
     static constexpr float kInt8Zero = asymmetric ? -1 : 8;
     static F scales(const Row& row, int64_t first, int count) {
@@ -108,10 +110,7 @@ template <class Format>
 constexpr int kUnitsPerSuperblock = Format::kGroup / 8;
 
 template <class Format>
-inline I lane_groups(int unit) {
-    constexpr int log2 = Format::kGroup == 16 ? 1 : 2;
-    return group_of_lane(unit * (kLanes >> log2), log2);
-}
+constexpr int kLog2LanesPerGroup = Format::kGroup == 16 ? 1 : 2;
 
 // A constant zero point of the format, or the row's own.
 template <class Format>
@@ -126,33 +125,46 @@ inline I load_unit(const uint8_t* codes, int64_t bytes) {
     return load_bytes(buffer);
 }
 
+// Sums of a row of few activations: several, so that an addition does not wait for the one before.
+template <int M>
+constexpr int kInt8Sums = M <= 2 ? 2 : 1;
+template <int M>
+inline void add_up(const F* sums, F* acc) {
+    each<M>([&](auto m) {
+        each<kInt8Sums<M>>([&](auto s) { acc[m] = add(acc[m], sums[m * kInt8Sums<M> + s]); });
+    });
+}
+
 template <class Format, int M, bool tail>
 inline void int8_superblock(const Row& row, int64_t group, int count, const Int8Activations* x,
-                            F* acc) {
+                            F* sums) {
+    constexpr int kSums = kInt8Sums<M>, kUnits = kUnitsPerSuperblock<Format>;
     const F scale = Format::scales(row, group, count);
     const F zeros = scaled_zeros<Format>(row, group, count, scale, Format::kInt8Zero);
     F both[M];
     each<M>([&](auto m) {
-        both[m] = mul(scale, load(x[m].scale + group));
-        acc[m] = fnma(zeros, load(x[m].sum + group), acc[m]);
+        both[m] = arrange_groups<kLog2LanesPerGroup<Format>>(
+            mul(scale, load(x[m].scale + group)));
+        F& sum = sums[m * kSums + kUnits % kSums];
+        sum = fnma(zeros, load(x[m].sum + group), sum);
     });
     const int64_t column = group * Format::kGroup;
     const uint8_t* codes = row.codes + column / 2;
     const int64_t bytes = count * Format::kGroup / 2;
-    for (int unit = 0; unit < kUnitsPerSuperblock<Format>; ++unit) {
-        if (tail && unit * kBytes >= bytes) break;
+    each<kUnits>([&](auto unit) {
+        if (tail && unit * kBytes >= bytes) return;
         if (M <= 2) __builtin_prefetch(codes + unit * kBytes + 2048);
         const I packed = tail ? load_unit(codes + unit * kBytes, bytes - unit * kBytes)
                               : load_bytes(codes + unit * kBytes);
         const I low = Format::unsigned_codes(low_nibbles(packed));
         const I high = Format::unsigned_codes(high_nibbles(packed));
-        const I lanes = lane_groups<Format>(unit);
         each<M>([&](auto m) {
             const int8_t* q = x[m].values + column + unit * 2 * kBytes;
             const F dot = dot_nibbles(low, load_bytes(q), high, load_bytes(q + kBytes));
-            acc[m] = fma(dot, permute(both[m], lanes), acc[m]);
+            F& sum = sums[m * kSums + unit % kSums];
+            sum = fma(dot, spread_groups<kLog2LanesPerGroup<Format>, unit>(both[m]), sum);
         });
-    }
+    });
 }
 
 template <int v>
@@ -168,14 +180,15 @@ inline void float_superblock(const Row& row, int64_t group, int count, const Flo
         const F zeros = scaled_zeros<Format>(row, group, count, plain, Format::kZero);
         each<M>([&](auto m) { acc[m] = fnma(zeros, load(x[m].sum + group), acc[m]); });
     }
-    const F scale = mul(plain, splat(0x1p-24f));  // of byte_to_float
+    const F scale = arrange_groups<kLog2LanesPerGroup<Format>>(
+        mul(plain, splat(0x1p-24f)));  // of byte_to_float
     const int64_t column = group * Format::kGroup;
     const uint8_t* codes = row.codes + column / 2;
     const int64_t bytes = count * Format::kGroup / 2;
     // Few rows: two sums, so that a multiplication does not wait for the one before it.
     constexpr int kSums = M <= 2 ? 2 : 1;
-    for (int unit = 0; unit < kUnitsPerSuperblock<Format>; ++unit) {
-        if (tail && unit * kBytes >= bytes) break;
+    each<kUnitsPerSuperblock<Format>>([&](auto unit) {
+        if (tail && unit * kBytes >= bytes) return;
         if (M <= 2) __builtin_prefetch(codes + unit * kBytes + 2048);
         const I packed = tail ? load_unit(codes + unit * kBytes, bytes - unit * kBytes)
                               : load_bytes(codes + unit * kBytes);
@@ -191,25 +204,28 @@ inline void float_superblock(const Row& row, int64_t group, int count, const Flo
                 one = v < kSums ? mul(w, value) : fma(w, value, one);
             });
         });
-        const F spread_scale = permute(scale, lane_groups<Format>(unit));
+        const F spread_scale = spread_groups<kLog2LanesPerGroup<Format>, unit>(scale);
         each<M>([&](auto m) {
             const F both = kSums == 1 ? dot[m] : add(dot[m * kSums], dot[m * kSums + kSums - 1]);
             acc[m] = fma(both, spread_scale, acc[m]);
         });
-    }
+    });
 }
 
 // Columns k0..k1 of one row against M rows of activations; k0 is a multiple of kPad.
 template <class Format, int M>
 inline void int8_row(const Row& row, int64_t k0, int64_t k1, const Int8Activations* x, F* acc) {
+    F sums[M * kInt8Sums<M>];
+    each<M * kInt8Sums<M>>([&](auto i) { sums[i] = zero(); });
     int64_t group = k0 / Format::kGroup;
     const int64_t end = k1 / Format::kGroup;
     for (; group + kLanes <= end; group += kLanes) {
-        int8_superblock<Format, M, false>(row, group, kLanes, x, acc);
+        int8_superblock<Format, M, false>(row, group, kLanes, x, sums);
     }
     if (group < end) {
-        int8_superblock<Format, M, true>(row, group, static_cast<int>(end - group), x, acc);
+        int8_superblock<Format, M, true>(row, group, static_cast<int>(end - group), x, sums);
     }
+    add_up<M>(sums, acc);
 }
 
 template <class Format, int M>
@@ -234,23 +250,25 @@ inline int64_t expand_row(const Row& row, int64_t k0, int64_t k1, float* to) {
         const int count = left < kLanes ? static_cast<int>(left) : kLanes;
         const F plain = Format::scales(row, group, count);
         const F zeros = scaled_zeros<Format>(row, group, count, plain, Format::kZero);
-        const F scale = mul(plain, splat(0x1p-24f));
+        const F scale =
+            arrange_groups<kLog2LanesPerGroup<Format>>(mul(plain, splat(0x1p-24f)));
+        const F offset = arrange_groups<kLog2LanesPerGroup<Format>>(zeros);
         const uint8_t* codes = row.codes + group * Format::kGroup / 2;
         const int64_t bytes = count * Format::kGroup / 2;
-        for (int unit = 0; unit * kBytes < bytes; ++unit) {
+        each<kUnitsPerSuperblock<Format>>([&](auto unit) {
+            if (unit * kBytes >= bytes) return;
             const I packed = load_unit(codes + unit * kBytes, bytes - unit * kBytes);
             const I low = Format::codes(low_nibbles(packed));
             const I high = Format::codes(high_nibbles(packed));
-            const I lanes = lane_groups<Format>(unit);
-            const F s = permute(scale, lanes);
-            const F z = permute(zeros, lanes);
+            const F s = spread_groups<kLog2LanesPerGroup<Format>, unit>(scale);
+            const F z = spread_groups<kLog2LanesPerGroup<Format>, unit>(offset);
             const auto put = [&](F w, int v) {
                 const F value = Format::kZero == 0 ? mul(w, s) : fma(w, s, mul(z, splat(-1.0f)));
                 store(to + written + v * kLanes, value);
             };
             each<8>([&](auto v) { put(code_float<v>(low, high), v); });
             written += 2 * kBytes;
-        }
+        });
     }
     return written;
 }

@@ -9,7 +9,7 @@ namespace m2 {
 const Kernels* avx2_kernels() {
     using namespace M2_ISA;
     static const Kernels kernels{"avx2", kHasBf16Dot, prepare_row, matmul,
-                                 kTileColumns * kTileHeight * 4, silu_mul};
+                                 kScratchBytes, silu_mul};
     return &kernels;
 }
 }  // namespace m2

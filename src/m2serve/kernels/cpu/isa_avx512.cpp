@@ -10,7 +10,7 @@ namespace m2 {
 const Kernels* avx512_kernels() {
     using namespace M2_ISA;
     static const Kernels kernels{"avx512", kHasBf16Dot, prepare_row, matmul,
-                                 kTileColumns * kTileHeight * 4, silu_mul};
+                                 kScratchBytes, silu_mul};
     return &kernels;
 }
 }  // namespace m2

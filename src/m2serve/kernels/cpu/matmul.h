@@ -1,18 +1,24 @@
 // From a format to its loops: the direct product for few rows of activations, the tiled for many.
 #pragma once
 
-#include "tile.h"
+#include "int8_tile.h"
 
 namespace m2::M2_ISA {
 namespace {
 
 // From this many rows on, expanding a tile costs less than expanding codes again and again.
 constexpr int64_t kTileFrom = 5;
+constexpr int64_t kInt8TileFrom = 12;
 // Rows of activations that meet a tile before the next expands.
 constexpr int64_t kTokensAtOnce = 128;
 // Columns of few rows of activations that fit the first cache beside the weights.
 constexpr int64_t kInt8Columns = 2048;
 constexpr int64_t kFloatColumns = 6144;
+
+constexpr int64_t kFloatTileBytes = kTileColumns * kTileHeight * 4;
+constexpr int64_t kInt8TileBytes = sizeof(Int8Tile);
+constexpr int64_t kScratchBytes =
+    kFloatTileBytes > kInt8TileBytes ? kFloatTileBytes : kInt8TileBytes;
 
 // The columns to take at once, a multiple of kPad.
 inline int64_t columns_for(int64_t num_tokens) { return kFloatColumns / num_tokens / kPad * kPad; }
@@ -80,6 +86,7 @@ inline FloatActivations float_activations(const Activations& x, int64_t token) {
 template <class Format>
 struct GroupedFloat {
     using X = FloatActivations;
+    static constexpr bool kSumsRowsTogether = false;
     static X activations(const Task& task, int64_t m) {
         return float_activations(task.x, task.token(m));
     }
@@ -91,6 +98,7 @@ struct GroupedFloat {
 template <class Format>
 struct GroupedInt8 {
     using X = Int8Activations;
+    static constexpr bool kSumsRowsTogether = true;
     static X activations(const Task& task, int64_t m) {
         return int8_activations(task.x, task.token(m));
     }
@@ -109,6 +117,7 @@ struct Int8Bytes : GroupedInt8<Nvfp4> {
 template <class Format>
 struct Spans {
     using X = const float*;
+    static constexpr bool kSumsRowsTogether = false;
     static X activations(const Task& task, int64_t m) {
         return float_activations(task.x, task.token(m)).values;
     }
@@ -124,7 +133,23 @@ template <class Product, int M>
 inline void direct_rows(const Task& task, int64_t m0, int64_t k0, int64_t k1) {
     typename Product::X x[M];
     for (int m = 0; m < M; ++m) x[m] = Product::activations(task, m0 + m);
-    for (int64_t n = task.n0; n < task.n1; ++n) {
+    int64_t n = task.n0;
+    if constexpr (M == 1 && Product::kSumsRowsTogether) {
+        // Of four rows: a narrow row takes hardly longer than the sum of its lanes.
+        for (; n + 4 <= task.n1; n += 4) {
+            F acc[4];
+            float factor[4];
+            for (int r = 0; r < 4; ++r) {
+                acc[r] = zero();
+                Product::template row<1>(task, n + r, k0, k1, x, acc + r);
+                factor[r] = factor_of_row(task, n + r);
+            }
+            float* out = task.out(m0, n);
+            const __m128 product = _mm_mul_ps(_mm_loadu_ps(factor), sum4(acc));
+            _mm_storeu_ps(out, k0 > 0 ? _mm_add_ps(_mm_loadu_ps(out), product) : product);
+        }
+    }
+    for (; n < task.n1; ++n) {
         F acc[M];
         each<M>([&](auto m) { acc[m] = zero(); });
         Product::template row<M>(task, n, k0, k1, x, acc);
@@ -233,8 +258,75 @@ void spans(const Task& task) {
     });
 }
 
+// Every tile against the tokens, slice by slice. expand(tile, its row, n, k0, k1) fills tile.rows,
+// order(from, to) brings the values of an activation into the same order.
+template <class Codes, int group, bool is_scaled, class Expand, class Order>
+void int8_tiled(const Task& task, const Expand& expand, const Order& order) {
+    auto& tile = *static_cast<Int8Tile*>(task.scratch);
+    Int8Activations x[kInt8Slice];
+    for (int64_t m = 0; m < task.num_tokens; ++m) {
+        std::memset(task.out(m, task.n0), 0, sizeof(float) * (task.n1 - task.n0));
+    }
+    for (int64_t m0 = 0; m0 < task.num_tokens; m0 += kInt8Slice) {
+        const int64_t left = task.num_tokens - m0;
+        const int64_t count = left < kInt8Slice ? left : kInt8Slice;
+        for (int64_t k0 = 0; k0 < task.w.columns; k0 += kTileColumns) {
+            const int64_t behind = task.w.columns - k0;
+            const int64_t columns = behind < kTileColumns ? behind : kTileColumns;
+            for (int64_t m = 0; m < count; ++m) {
+                const Int8Activations whole = int8_activations(task.x, task.token(m0 + m));
+                x[m] = {whole.values + k0, whole.scale + k0 / group, whole.sum + k0 / group};
+                order(x[m].values, tile.x[m]);
+            }
+            for (int64_t n = task.n0; n < task.n1; n += kInt8Rows) {
+                const int64_t rows = task.n1 - n < kInt8Rows ? task.n1 - n : kInt8Rows;
+                if (rows < kInt8Rows) std::memset(tile.rows, 0, sizeof(tile.rows));
+                for (int64_t r = 0; r < rows; ++r) {
+                    expand(tile, r, n + r, k0, k0 + columns);
+                    tile.factor[r] = factor_of_row(task, n + r);
+                }
+                interleave(tile, (columns + 31) / 32 * 32 / Codes::kColumns);
+                int8_tile<Codes, group, is_scaled>(tile, columns, rows, count, x, task.out(m0, n),
+                                                   task.ldc);
+            }
+        }
+    }
+}
+
+template <class Format>
+void int8_nibbles(const Task& task) {
+    constexpr int kGroup = Format::kGroup;
+    int8_tiled<QuadCodes<Format::kMostCode>, kGroup, true>(
+        task,
+        [&](Int8Tile& tile, int64_t r, int64_t n, int64_t k0, int64_t k1) {
+            expand_nibbles<Format>(tile, r, row_of(task.w, n, kGroup), k0, k1);
+        },
+        [](const int8_t* from, int32_t* to) {
+            order_groups<kGroup>(from, reinterpret_cast<int8_t*>(to));
+        });
+}
+
+inline void int8_bytes(const Task& task) {
+    int8_tiled<PairCodes, 32, false>(
+        task,
+        [&](Int8Tile& tile, int64_t r, int64_t n, int64_t k0, int64_t k1) {
+            alignas(16) int8_t bytes[kTileColumns];
+            const int64_t size = k1 - k0, whole = (size + 31) / 32 * 32;
+            std::memcpy(bytes, task.w.codes + n * task.w.code_stride + k0,
+                        static_cast<size_t>(size));
+            std::memset(bytes + size, 0, static_cast<size_t>(whole - size));
+            widen(bytes, whole, reinterpret_cast<int16_t*>(tile.rows[r]));
+        },
+        [](const int8_t* from, int32_t* to) {
+            widen(from, kTileColumns, reinterpret_cast<int16_t*>(to));
+        });
+}
+
 template <class Format>
 void grouped(const Task& task) {
+    if (task.x.kind == ActivationKind::kInt8 && task.num_tokens >= kInt8TileFrom) {
+        return int8_nibbles<Format>(task);
+    }
     if (task.x.kind == ActivationKind::kInt8) {
         return direct<GroupedInt8<Format>, 8>(
             task, task.num_tokens > 4 ? kInt8Columns : task.w.columns);
@@ -271,6 +363,7 @@ void matmul(const Matrix& w, int64_t n0, int64_t n1, const Activations& x, const
             return w.scale_type == M2_F16 ? int4<M2_F16>(task) : int4<M2_F32>(task);
         case M2_INT8:
             if (x.kind != ActivationKind::kInt8) return spans<Int8>(task);
+            if (num_tokens >= kInt8TileFrom) return int8_bytes(task);
             return direct<Int8Bytes, 8>(task, num_tokens > 4 ? kInt8Columns : w.columns);
     }
 }

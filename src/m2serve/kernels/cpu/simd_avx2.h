@@ -125,6 +125,42 @@ inline F dot_int8(I w, I x) {
     return _mm256_cvtepi32_ps(_mm256_madd_epi16(pairs, _mm256_set1_epi16(1)));
 }
 
+inline I no_integers() { return _mm256_setzero_si256(); }
+inline F integers_to_floats(I lanes) { return _mm256_cvtepi32_ps(lanes); }
+inline I splat_bits(int32_t bits) { return _mm256_set1_epi32(bits); }
+inline I add_integers(I a, I b) { return _mm256_add_epi32(a, b); }
+// Per lane the two products of int16 pairs, added to `sum`.
+inline I add_pairs(I sum, I w, I x) { return add_integers(sum, _mm256_madd_epi16(w, x)); }
+// Per lane the four products of unsigned and signed bytes, added to `sum`: two and two in 16 bits,
+// until they are finished.
+constexpr bool kQuadsAreWide = false;
+inline I add_quads(I sum, I u, I x) {
+    return _mm256_add_epi16(sum, _mm256_maddubs_epi16(u, x));
+}
+inline I finish_quads(I sum) { return _mm256_madd_epi16(sum, _mm256_set1_epi16(1)); }
+
+// The groups of a superblock, arranged once, so that those of every unit are a cheap shuffle away
+// (one across the halves of a vector is slow on some processors): spread_groups<l, u> has group
+// u * kLanes / 2^l + i / 2^l in lane i.
+template <int log2_lanes_per_group>
+inline F arrange_groups(F groups) {
+    const I order = log2_lanes_per_group == 1 ? _mm256_setr_epi32(0, 1, 4, 5, 2, 3, 6, 7)
+                                              : _mm256_setr_epi32(0, 2, 4, 6, 1, 3, 5, 7);
+    return _mm256_permutevar8x32_ps(groups, order);
+}
+template <int log2_lanes_per_group, int unit>
+inline F spread_groups(F arranged) {
+    constexpr int pairs = unit == 0 ? 0x50 : 0xFA;
+    return _mm256_permute_ps(arranged, log2_lanes_per_group == 1 ? pairs : unit * 0x55);
+}
+
+// `count` numbers, each in as many lanes.
+template <int count>
+inline F splat_halves(const float* from) {
+    static_assert(count == 1);
+    return splat(*from);
+}
+
 inline F permute(F value, I lanes) { return _mm256_permutevar8x32_ps(value, lanes); }
 // Lane i reads group first + i / lanes_per_group.
 inline I group_of_lane(int first, int log2_lanes_per_group) {

@@ -122,11 +122,37 @@ inline F dot_int8(I w, I x) {
     return _mm512_cvtepi32_ps(_mm512_dpbusd_epi32(_mm512_setzero_si512(), shifted, x));
 }
 
+inline I no_integers() { return _mm512_setzero_si512(); }
+inline F integers_to_floats(I lanes) { return _mm512_cvtepi32_ps(lanes); }
+inline I splat_bits(int32_t bits) { return _mm512_set1_epi32(bits); }
+inline I add_integers(I a, I b) { return _mm512_add_epi32(a, b); }
+inline I add_pairs(I sum, I w, I x) { return _mm512_dpwssd_epi32(sum, w, x); }
+constexpr bool kQuadsAreWide = true;
+inline I add_quads(I sum, I u, I x) { return _mm512_dpbusd_epi32(sum, u, x); }
+inline I finish_quads(I sum) { return sum; }
+
 inline F permute(F value, I lanes) { return _mm512_permutexvar_ps(lanes, value); }
 inline I group_of_lane(int first, int log2_lanes_per_group) {
     const I lane = _mm512_set_epi32(15, 14, 13, 12, 11, 10, 9, 8, 7, 6, 5, 4, 3, 2, 1, 0);
     return _mm512_add_epi32(_mm512_srl_epi32(lane, _mm_cvtsi32_si128(log2_lanes_per_group)),
                             _mm512_set1_epi32(first));
+}
+
+template <int count>
+inline F splat_halves(const float* from) {
+    static_assert(count == 2);
+    return _mm512_insertf32x8(splat(from[0]), _mm256_set1_ps(from[1]), 1);
+}
+
+// As in simd_avx2.h; here a shuffle across the whole vector is as cheap as any.
+template <int log2_lanes_per_group>
+inline F arrange_groups(F groups) {
+    return groups;
+}
+template <int log2_lanes_per_group, int unit>
+inline F spread_groups(F groups) {
+    constexpr int first = unit * (kLanes >> log2_lanes_per_group);
+    return permute(groups, group_of_lane(first, log2_lanes_per_group));
 }
 
 inline I bytes_to_int32(const uint8_t* from) {
