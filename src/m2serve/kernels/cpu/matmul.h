@@ -1,7 +1,7 @@
 // From a format to its loops: the direct product for few rows of activations, the tiled for many.
 #pragma once
 
-#include "int8_tile.h"
+#include "int8_matmul.h"
 
 namespace m2::M2_ISA {
 namespace {
@@ -22,66 +22,6 @@ constexpr int64_t kScratchBytes =
 
 // The columns to take at once, a multiple of kPad.
 inline int64_t columns_for(int64_t num_tokens) { return kFloatColumns / num_tokens / kPad * kPad; }
-
-struct Task {
-    const Matrix& w;
-    int64_t n0, n1;
-    const Activations& x;
-    const int32_t* tokens;
-    int64_t num_tokens;
-    float* c;
-    int64_t ldc;
-    void* scratch;
-
-    int64_t token(int64_t m) const { return tokens ? tokens[m] : m; }
-    float* out(int64_t m, int64_t n) const { return c + m * ldc + (n - n0); }
-};
-
-inline float scale_of_row(const Matrix& w, int64_t n) {
-    if (w.scale_type == M2_F32) return reinterpret_cast<const float*>(w.scale)[n];
-    const auto* halves = reinterpret_cast<const uint16_t*>(w.scale);
-    if (w.scale_type == M2_F16) return _cvtsh_ss(halves[n]);
-    const uint32_t bits = static_cast<uint32_t>(halves[n]) << 16;
-    float value;
-    std::memcpy(&value, &bits, 4);
-    return value;
-}
-
-// What is left to multiply a sum with after the scales inside a row.
-inline float factor_of_row(const Task& task, int64_t n) {
-    const Matrix& w = task.w;
-    const bool is_float = task.x.kind != ActivationKind::kInt8;
-    switch (w.format) {
-        case M2_NVFP4: return 0.5f * w.global_scale;
-        case M2_MXFP4: return 0.5f;
-        case M2_INT8: return scale_of_row(w, n) * (is_float ? 0x1p-24f : 1.0f);
-        default: return 1.0f;
-    }
-}
-
-inline Entries entries_of(const uint8_t* first, int64_t n, int64_t rows, int64_t stride) {
-    return {first + (first ? n * stride : 0), first + (first ? rows * stride : 0)};
-}
-inline Row row_of(const Matrix& w, int64_t n, int x_group) {
-    const int per_scale = w.group / x_group;
-    return {w.codes + n * w.code_stride, entries_of(w.scale, n, w.rows, w.scale_stride),
-            entries_of(w.zero_point, n, w.rows, w.zero_stride),
-            per_scale > 1 ? __builtin_ctz(static_cast<unsigned>(per_scale)) : 0};
-}
-inline const float* block_scale(const Matrix& w, int64_t n) {
-    if (w.format != M2_FP8_BLOCK) return nullptr;
-    return reinterpret_cast<const float*>(w.scale + n / w.block_rows * w.scale_stride);
-}
-
-inline Int8Activations int8_activations(const Activations& x, int64_t token) {
-    const int64_t group = token * (x.padded / x.group);
-    return {static_cast<const int8_t*>(x.values) + token * x.padded, x.scale + group,
-            x.sum + group};
-}
-inline FloatActivations float_activations(const Activations& x, int64_t token) {
-    return {static_cast<const float*>(x.values) + token * x.padded,
-            x.sum + token * (x.padded / x.group)};
-}
 
 template <class Format>
 struct GroupedFloat {
@@ -256,70 +196,6 @@ void spans(const Task& task) {
         return expand_span_row<Format>(task.w.codes + n * task.w.code_stride,
                                        block_scale(task.w, n), task.w.group, k0, k1, to);
     });
-}
-
-// Every tile against the tokens, slice by slice. expand(tile, its row, n, k0, k1) fills tile.rows,
-// order(from, to) brings the values of an activation into the same order.
-template <class Codes, int group, bool is_scaled, class Expand, class Order>
-void int8_tiled(const Task& task, const Expand& expand, const Order& order) {
-    auto& tile = *static_cast<Int8Tile*>(task.scratch);
-    Int8Activations x[kInt8Slice];
-    for (int64_t m = 0; m < task.num_tokens; ++m) {
-        std::memset(task.out(m, task.n0), 0, sizeof(float) * (task.n1 - task.n0));
-    }
-    for (int64_t m0 = 0; m0 < task.num_tokens; m0 += kInt8Slice) {
-        const int64_t left = task.num_tokens - m0;
-        const int64_t count = left < kInt8Slice ? left : kInt8Slice;
-        for (int64_t k0 = 0; k0 < task.w.columns; k0 += kTileColumns) {
-            const int64_t behind = task.w.columns - k0;
-            const int64_t columns = behind < kTileColumns ? behind : kTileColumns;
-            for (int64_t m = 0; m < count; ++m) {
-                const Int8Activations whole = int8_activations(task.x, task.token(m0 + m));
-                x[m] = {whole.values + k0, whole.scale + k0 / group, whole.sum + k0 / group};
-                order(x[m].values, tile.x[m]);
-            }
-            for (int64_t n = task.n0; n < task.n1; n += kInt8Rows) {
-                const int64_t rows = task.n1 - n < kInt8Rows ? task.n1 - n : kInt8Rows;
-                if (rows < kInt8Rows) std::memset(tile.rows, 0, sizeof(tile.rows));
-                for (int64_t r = 0; r < rows; ++r) {
-                    expand(tile, r, n + r, k0, k0 + columns);
-                    tile.factor[r] = factor_of_row(task, n + r);
-                }
-                interleave(tile, (columns + 31) / 32 * 32 / Codes::kColumns);
-                int8_tile<Codes, group, is_scaled>(tile, columns, rows, count, x, task.out(m0, n),
-                                                   task.ldc);
-            }
-        }
-    }
-}
-
-template <class Format>
-void int8_nibbles(const Task& task) {
-    constexpr int kGroup = Format::kGroup;
-    int8_tiled<QuadCodes<Format::kMostCode>, kGroup, true>(
-        task,
-        [&](Int8Tile& tile, int64_t r, int64_t n, int64_t k0, int64_t k1) {
-            expand_nibbles<Format>(tile, r, row_of(task.w, n, kGroup), k0, k1);
-        },
-        [](const int8_t* from, int32_t* to) {
-            order_groups<kGroup>(from, reinterpret_cast<int8_t*>(to));
-        });
-}
-
-inline void int8_bytes(const Task& task) {
-    int8_tiled<PairCodes, 32, false>(
-        task,
-        [&](Int8Tile& tile, int64_t r, int64_t n, int64_t k0, int64_t k1) {
-            alignas(16) int8_t bytes[kTileColumns];
-            const int64_t size = k1 - k0, whole = (size + 31) / 32 * 32;
-            std::memcpy(bytes, task.w.codes + n * task.w.code_stride + k0,
-                        static_cast<size_t>(size));
-            std::memset(bytes + size, 0, static_cast<size_t>(whole - size));
-            widen(bytes, whole, reinterpret_cast<int16_t*>(tile.rows[r]));
-        },
-        [](const int8_t* from, int32_t* to) {
-            widen(from, kTileColumns, reinterpret_cast<int16_t*>(to));
-        });
 }
 
 template <class Format>
