@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import threading
 import time
@@ -164,6 +165,36 @@ def test_reasoning_and_tool_calls_streamed_and_whole(vllm: Serving) -> None:
     assert json.loads(arguments) == CALL[1]
     assert [reason for reason in reasons if reason] == ["tool_calls"]
     assert len(reasons) > 10
+
+
+def test_an_answer_has_the_form_that_was_asked_for(vllm: Serving, own: Serving) -> None:
+    for server in (vllm, own):
+        fields = {"prompt": "The quick brown", "max_tokens": 40}
+        code = complete(server, guided_regex="[a-c]{3}-[0-9]{2}", **fields)["choices"][0]
+        assert re.fullmatch("[a-c]{3}-[0-9]{2}", code["text"]), code
+        word = complete(server, structured_outputs={"choice": ["left", "right"]}, **fields)
+        assert word["choices"][0]["text"] in ("left", "right")
+
+
+def test_the_form_begins_behind_the_thinking(vllm: Serving, own: Serving) -> None:
+    schema = {
+        "type": "object",
+        "properties": {"city": {"enum": ["Berlin", "Rome"]}, "warm": {"type": "boolean"}},
+        "required": ["city", "warm"],
+        "additionalProperties": False,
+    }
+    form = {"type": "json_schema", "json_schema": {"name": "w", "schema": schema}}
+    for server in (vllm, own):
+        client = OpenAI(base_url=f"{server.url}/v1", api_key="x")
+        answer = client.chat.completions.create(
+            model="m", messages=QUESTION, response_format=form, temperature=0, max_tokens=200
+        )
+        [choice] = answer.choices
+        assert choice.message.model_extra["reasoning_content"] == REASONING
+        value = json.loads(choice.message.content)
+        assert set(value) == {"city", "warm"}
+        assert value["city"] in ("Berlin", "Rome")
+        assert type(value["warm"]) is bool
 
 
 def test_the_prefix_cache_is_reported(vllm: Serving) -> None:

@@ -120,7 +120,7 @@ def _same_for(rng: random.Random, split: Split, language: str) -> Sample:
     others = {fact.subject[language]: fact for fact in relation.facts_in(language)}
     others.pop(first.subject[language], None)
     count = min(len(others), rng.randint(3, 14))
-    if not count:
+    if not count or "{s}" not in _statement(relation, language):
         return _single(rng, split, language)
     facts = [others[subject] for subject in rng.sample(sorted(others), count)]
     joint = ", " if language == "en" else "、"

@@ -29,6 +29,7 @@ from training.split import Split, choose, draw
 
 Measure = Callable[[str], float]
 CHARS_PER_TOKEN = 3.0  # of filler under the miniature's tokenizer, a little low to stay inside
+TURN_TOKENS = 35  # of a further question and its answer
 
 
 Asked = tuple[tuple[str, ...], tuple[str, ...]]  # in training, in the quiz
@@ -79,7 +80,7 @@ def retrieval(
     count = num_needles or (rng.randint(1, 5) if num_tokens < 600 else rng.randint(5, 16))
     language = rng.choices(("en", "zh"), weights=(4, 1))[0]
     needles = _draw_needles(rng, split, language, count)
-    text = _bury(rng, needles, num_tokens, depth, measure)
+    text = _bury(rng, needles, num_tokens - TURN_TOKENS * (count - 1), depth, measure)
     rng.shuffle(needles)
     turns: list[Turn] = []
     for number, needle in enumerate(needles):

@@ -22,7 +22,8 @@ class StructuredOutput(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=
     begins at once, or behind the first generated id that is one of `after_token_ids`, and is
     preceded by exactly `prefix_token_ids`. One of `free_token_ids` before or at its start means
     that the model does something else: then all that follows is free. One of
-    `free_prefix_token_ids` in place of the prefix announces just that.
+    `free_prefix_token_ids` in place of the prefix announces just that. `not_before_token_ids`
+    cannot come before the answer begins.
     """
 
     kind: StructuredKind
@@ -31,6 +32,7 @@ class StructuredOutput(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=
     prefix_token_ids: tuple[int, ...] = ()
     free_token_ids: tuple[int, ...] = ()
     free_prefix_token_ids: tuple[int, ...] = ()
+    not_before_token_ids: tuple[int, ...] = ()
 
 
 class SamplingParams(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):

@@ -8,7 +8,6 @@ overflows the stack on long chains of references and builds an automaton of as m
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from fractions import Fraction
 from math import lcm
 from types import ModuleType
@@ -29,6 +28,15 @@ MAX_GRAMMAR_RULES = 1000
 
 # Nothing, one blank, or a line break with an indent: a model cannot write blanks for ever.
 _WHITESPACE = r"\n[ \t]{0,40}| "
+# Put into a schema that stands inside a grammar.
+JSON_OPTIONS = {
+    "x-guidance": {
+        "whitespace_flexible": True,
+        "whitespace_pattern": _WHITESPACE,
+        "coerce_one_of": True,
+        "lenient": True,
+    }
+}
 # In a grammar these begin what the bounds on schemas would not see.
 _DIRECTIVES = ("%json", "%lark", "%llguidance", "%regex")
 _MAX_MESSAGE_CHARS = 200
@@ -68,6 +76,17 @@ def check_structured_output(output: StructuredOutput, param: str) -> None:
         raise _refusal(output, problem, param)
 
 
+def schema_problem(schema: dict[str, Any]) -> str:
+    """Why llguidance could not hold a value to the schema; "" if it can."""
+    llguidance = load_llguidance()
+    try:
+        grammar = _json_grammar(llguidance, _schema(json.dumps(schema)))
+    except ValueError as error:
+        return str(error)
+    problem = str(llguidance.LLMatcher.validate_grammar(grammar, None, limits=parser_limits()))
+    return "" if problem.startswith("WARNING") else problem
+
+
 def llguidance_grammar(output: StructuredOutput) -> str:
     """Raises ValueError with a sentence."""
     llguidance = load_llguidance()
@@ -89,8 +108,6 @@ def llguidance_grammar(output: StructuredOutput) -> str:
             _check_grammar(output.text)
             return str(llguidance.grammar_from("grammar", output.text))
         case "tool_calls":
-            for schema in _schemas_of_tools(output.text):
-                _schema(schema)
             return str(llguidance.LLMatcher.grammar_from_lark(output.text))
 
 
@@ -143,14 +160,6 @@ def _fraction(value: object) -> Fraction:
     if isinstance(value, bool) or not isinstance(value, int | float):
         return Fraction(1)
     return Fraction(str(value))
-
-
-def _schemas_of_tools(grammar: str) -> Iterator[str]:
-    """Of the lines server/tool_choice.py writes, one schema each."""
-    for line in grammar.splitlines():
-        _, found, behind = line.partition(" %json ")
-        if found:
-            yield behind[: behind.rindex("}") + 1]
 
 
 def _check_grammar(text: str) -> None:

@@ -71,7 +71,8 @@ class StructuredOutputMasks:
         if reading.is_free:
             return None
         if reading.num_of_answer is None:
-            row[[i for i in sequence.sampling.eos_token_ids if i < len(row)]] = -math.inf
+            banned = (*sequence.sampling.eos_token_ids, *output.not_before_token_ids)
+            row[[i for i in banned if i < len(row)]] = -math.inf
             return None
         allowed = self._allowed(reading, sequence, output, len(row))
         if allowed is None:

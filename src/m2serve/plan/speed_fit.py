@@ -65,13 +65,15 @@ _MAX_DAMPING = 1e6
 COVERAGE = 0.8
 CONFIDENCE = 0.9
 NUM_FOLDS = 5
+LEAST_ROWS = 10  # of a batch that says anything about its spread
 
 
 @dataclass(frozen=True)
 class SpeedConstants:
-    """`*_spread`: the error, as a share, that four predictions of five stay below in nine of ten
-    batches of unseen configurations, for an accelerator that was measured and for one that was
-    not. `ascend_spread`: the same of the `num_ascend` figures that plan/speed_ascend.py fits."""
+    """`*_spread`: the error, as a share, that four predictions of five stay below: in nine of ten
+    batches of unseen configurations of an accelerator that was measured, and (not less) on
+    average for one that was not. `ascend_spread`: on average for the `num_ascend` figures that
+    plan/speed_ascend.py fits."""
 
     tpot: Constants
     ttft: Constants
@@ -161,7 +163,7 @@ def with_spreads(
     """
     pairs = []
     for kind in ("tpot_errors", "ttft_errors"):
-        needed = [spread(found) for b in batches if len(found := getattr(b, kind))]
+        needed = [spread(found) for b in batches if len(found := getattr(b, kind)) >= LEAST_ROWS]
         known = float(np.quantile(needed, CONFIDENCE))
         whole = np.concatenate([getattr(result, kind) for result in unknown])
         pairs.append((known, max(known, spread(whole))))

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Sequence
 
 from fastapi import APIRouter, Request
 from fastapi.routing import APIRoute
 from starlette.responses import Response
 
 from m2serve.chat.parser import OutputParser, ParserOptions
+from m2serve.chat.tools import Tool
 from m2serve.engine.request import StructuredOutput
 from m2serve.engine.structured_output import check_structured_output
 from m2serve.errors import RequestError
@@ -85,17 +86,18 @@ async def _job(
         state.config.model_identity,
         offer_tools=offers,
     )
+    max_tokens = output_limit(
+        _first_given(body.max_completion_tokens, body.max_tokens),
+        len(prompt.token_ids),
+        state.engine.info.max_model_len,
+        prompt_param="messages",
+    )
     form = await _form(state, body, prompt, may_call=offers and bool(prompt.tools))
     sampling = sampling_params(
         body,
         state.config.default_sampling,
         state.tokenizer,
-        max_tokens=output_limit(
-            _first_given(body.max_completion_tokens, body.max_tokens),
-            len(prompt.token_ids),
-            state.engine.info.max_model_len,
-            prompt_param="messages",
-        ),
+        max_tokens=max_tokens,
         logprobs=_logprobs(body),
         structured_output=form,
     )
@@ -139,8 +141,14 @@ async def _form(
             code="unsupported_field",
         )
     one_call = body.tool_choice != "required" or body.parallel_tool_calls is False
-    form = call_form(forced, state.tokenizer, one_call=one_call, in_thinking=in_thinking)
-    await asyncio.to_thread(check_structured_output, form, "tools")
+    return await asyncio.to_thread(_call_form, state, forced, one_call, in_thinking)
+
+
+def _call_form(
+    state: ServerState, tools: Sequence[Tool], one_call: bool, in_thinking: bool
+) -> StructuredOutput:
+    form = call_form(tools, state.tokenizer, one_call=one_call, in_thinking=in_thinking)
+    check_structured_output(form, "tools")
     return form
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import time
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +17,7 @@ from m2serve.chat.tokenizer import Tokenizer
 from m2serve.chat.tools import parse_tools
 from m2serve.engine.request import StructuredOutput
 from m2serve.engine.structured_output import (
+    MAX_TOOLS_BYTES,
     check_structured_output,
     llguidance_grammar,
     load_llguidance,
@@ -22,6 +25,7 @@ from m2serve.engine.structured_output import (
 from m2serve.errors import RequestError
 from m2serve.server.tool_choice import call_form, forced_tools, offers_tools
 
+MAX_CPU_S = 10.0
 FOLDER = Path(m2serve.__file__).parent / "miniature"
 
 
@@ -61,6 +65,8 @@ def ll_tokenizer() -> Any:
 
 def written(*calls: tuple[str, dict[str, Any]]) -> str:
     """Behind the thinking and its line breaks."""
+    if not calls:
+        return "<minimax:tool_call>\n</minimax:tool_call>"
     turn = Assistant("", "x", tuple(ToolCall("", name, values) for name, values in calls))
     conversation = Conversation(System(), (User("x"), turn))
     segments = render(conversation, add_generation_prompt=False)
@@ -130,14 +136,60 @@ def test_a_named_tool_is_the_only_one() -> None:
 
 def test_the_call_follows_the_thinking(tokenizer: Tokenizer) -> None:
     form = call_form(TOOLS, tokenizer, one_call=True, in_thinking=True)
+    assert form.not_before_token_ids == (tokenizer.control.call_start,)
     assert form.after_token_ids == (tokenizer.control.think_end,)
     assert tokenizer.decode([*form.prefix_token_ids]) == "\n\n\n"
     at_once = call_form(TOOLS, tokenizer, one_call=True, in_thinking=False)
     assert (at_once.after_token_ids, at_once.prefix_token_ids) == ((), ())
 
 
-def test_a_schema_that_cannot_be_followed_is_refused(tokenizer: Tokenizer) -> None:
-    huge = parse_tools([tool("f", {"n": {"type": "integer", "multipleOf": 999_983}})])
-    form = call_form(huge, tokenizer, one_call=True, in_thinking=False)
-    with pytest.raises(RequestError, match="choice of tools cannot be used"):
+@pytest.mark.parametrize(
+    ("schema", "good", "bad"),
+    [
+        ({"type": "int"}, 3, "x"),
+        ({"type": "integer", "multipleOf": 999_983}, 3, "x"),
+        ({"oneOf": [{"type": "integer"}, {"type": "number"}]}, 1.5, "x"),
+        ({"type": "array", "items": {"$ref": "#/properties/p"}}, [1], 1),
+        ({"type": "array", "items": {"type": "string", "format": "own"}}, ["x"], 1),
+        ({"type": "array", "items": {"const": " %json x"}}, [" %json x"], ["y"]),
+        ({"type": "array", "x-guidance": {"whitespace_pattern": "z*"}}, [1, 2], "x"),
+        ({"enum": [1, 2]}, 2, 3),
+    ],
+)
+def test_of_a_schema_as_much_is_followed_as_can_be(
+    tokenizer: Tokenizer, ll_tokenizer: Any, schema: Any, good: Any, bad: Any
+) -> None:
+    tools = parse_tools([tool("f", {"p": schema}, required=["p"])])
+    form = call_form(tools, tokenizer, one_call=True, in_thinking=False)
+    check_structured_output(form, "tools")
+    assert accepts(ll_tokenizer, tokenizer, form, written(("f", {"p": good})))
+    assert not accepts(ll_tokenizer, tokenizer, form, written(("f", {"p": bad})))
+
+
+def test_blanks_have_an_end(tokenizer: Tokenizer, ll_tokenizer: Any) -> None:
+    tools = parse_tools([tool("f", {"p": {"type": "array", "items": {"type": "integer"}}})])
+    form = call_form(tools, tokenizer, one_call=True, in_thinking=False)
+    text = written(("f", {"p": [1, 2]}))
+    assert accepts(ll_tokenizer, tokenizer, form, text)
+    assert not accepts(ll_tokenizer, tokenizer, form, text.replace("[1, 2]", "[1,      2]"))
+
+
+HUGE = {"d": {"description": "x" * 1_000_000}}
+
+
+@pytest.mark.parametrize(
+    "tools",
+    [
+        [tool("f", {f"p{n}": {"type": "integer"} for n in range(10_000)}, **{"$defs": HUGE})],
+        [tool("f", {f"p{n}": {"$ref": "#/$defs/d"} for n in range(900)}, **{"$defs": HUGE})],
+        [tool("f" * 200 + str(n), {"p": {"enum": ["x" * 900]}}) for n in range(600)],
+        [tool("f", required=[f"r{n}" for n in range(500_000)])],
+    ],
+)
+def test_huge_schemas_cost_little(tokenizer: Tokenizer, tools: list[Any]) -> None:
+    start = time.process_time()
+    with contextlib.suppress(RequestError):
+        form = call_form(parse_tools(tools), tokenizer, one_call=True, in_thinking=False)
         check_structured_output(form, "tools")
+        assert len(form.text) < MAX_TOOLS_BYTES
+    assert time.process_time() - start < MAX_CPU_S

@@ -31,7 +31,8 @@ struct Row {
 };
 
 // Entries of `size` bytes for `count` groups from `first`; readable for kLanes of them. Behind the
-// count they are the next row's: finite, and multiplied with activations that are padded with zeros.
+// count they are the next row's: finite, as was checked when they were loaded, and multiplied with
+// activations that are padded with zeros.
 template <int size>
 inline const uint8_t* entries(const Entries& of, int64_t first, int count, int shift,
                               uint8_t* buffer) {

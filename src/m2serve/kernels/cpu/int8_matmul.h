@@ -29,7 +29,7 @@ void int8_tiled(const Task& task, const Expand& expand, const Order& order) {
             }
             for (int64_t n = task.n0; n < task.n1; n += kInt8Rows) {
                 const int64_t rows = task.n1 - n < kInt8Rows ? task.n1 - n : kInt8Rows;
-                if (rows < kInt8Rows) std::memset(tile.rows, 0, sizeof(tile.rows));
+                // Rows that are not there are computed from what is left of others, and not kept.
                 for (int64_t r = 0; r < rows; ++r) {
                     expand(tile, r, n + r, k0, k0 + columns);
                     tile.factor[r] = factor_of_row(task, n + r);

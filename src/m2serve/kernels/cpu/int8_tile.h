@@ -154,10 +154,12 @@ inline int64_t int8_tile_tokens(const Int8Tile& tile, int64_t groups, int64_t ro
             const F product = mul(sums[i], load(tile.factor + from));
             if (from + kLanes <= rows) {
                 store(to, add(load(to), product));
-            } else {
-                float values[kLanes];
-                store(values, product);
-                for (int64_t r = from; r < rows; ++r) to[r - from] += values[r - from];
+            } else if (from < rows) {
+                float values[kLanes] = {};
+                const auto size = static_cast<size_t>(rows - from) * sizeof(float);
+                std::memcpy(values, to, size);
+                store(values, add(load(values), product));
+                std::memcpy(to, values, size);
             }
         });
     }
