@@ -124,7 +124,7 @@ def info_of(tensor: torch.Tensor) -> TensorInfo:
     groups=st.integers(1, 3),
     kind=st.sampled_from(range(len(FORMATS))),
     seed=st.integers(0, 1000),
-    scale=st.sampled_from([1e-6, 1.0, 1e4]),
+    scale=st.sampled_from([1e-4, 1.0, 1e4]),
 )
 def test_any_size_and_magnitude_survives(
     rows: int, groups: int, kind: int, seed: int, scale: float
