@@ -167,13 +167,19 @@ def test_reasoning_and_tool_calls_streamed_and_whole(vllm: Serving) -> None:
     assert len(reasons) > 10
 
 
-def test_an_answer_has_the_form_that_was_asked_for(vllm: Serving, own: Serving) -> None:
-    for server in (vllm, own):
-        fields = {"prompt": "The quick brown", "max_tokens": 40}
-        code = complete(server, guided_regex="[a-c]{3}-[0-9]{2}", **fields)["choices"][0]
-        assert re.fullmatch("[a-c]{3}-[0-9]{2}", code["text"]), code
-        word = complete(server, structured_outputs={"choice": ["left", "right"]}, **fields)
-        assert word["choices"][0]["text"] in ("left", "right")
+def test_a_form_without_thinking_is_refused(vllm: Serving, own: Serving) -> None:
+    """vLLM would leave the text free until `</think>`, or fail."""
+    fields = {
+        "model": "m",
+        "prompt": "The quick brown",
+        "max_tokens": 40,
+        "guided_regex": "[a-c]{3}",
+    }
+    refused = vllm.post("/v1/completions", fields)
+    assert refused.status_code == 400
+    assert "does not begin in thinking" in refused.json()["error"]["message"]
+    text = complete(own, **fields, temperature=0)["choices"][0]["text"]
+    assert re.fullmatch("[a-c]{3}", text)
 
 
 def test_the_form_begins_behind_the_thinking(vllm: Serving, own: Serving) -> None:

@@ -27,7 +27,7 @@ from m2serve.engine.upstream_dialect import (
     position,
     raise_error_event,
     refuse_forced,
-    refuse_free_start,
+    refuse_form,
     refused,
     token_id_list,
 )
@@ -114,7 +114,7 @@ class SglangDialect:
 
 def _structured_params(output: StructuredOutput) -> dict[str, str]:
     """Raises RequestError for what this API cannot say."""
-    refuse_free_start(output)
+    refuse_form(output)
     match output.kind:
         case "json_object":
             return {"json_schema": '{"type": "object"}'}
@@ -125,7 +125,7 @@ def _structured_params(output: StructuredOutput) -> dict[str, str]:
             return {"ebnf": "root ::= " + " | ".join(strings)}
         case "regex":
             return {"regex": output.text}
-        case "grammar":
+        case "grammar" | "tool_calls":
             return {"ebnf": output.text}
 
 

@@ -148,8 +148,12 @@ def leave_fifths_out(
     results = []
     for seed in range(num_seeds):
         shuffled = random.Random(seed).sample(names, len(names))
-        fold = {name: number % NUM_FOLDS for number, name in enumerate(shuffled)}
-        results += leave_out(rows, lambda row, f=fold: str(f[row.configuration]), num_iterations)
+        fold = {name: str(number % NUM_FOLDS) for number, name in enumerate(shuffled)}
+
+        def fold_of(row: Measured, fold: Mapping[str, str] = fold) -> str:
+            return fold[row.configuration]
+
+        results += leave_out(rows, fold_of, num_iterations)
     return results
 
 

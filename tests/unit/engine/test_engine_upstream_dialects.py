@@ -312,13 +312,25 @@ def test_forms_are_told_in_each_dialect(
 ) -> None:
     form = StructuredOutput(kind=kind, text=text, after_token_ids=after, prefix_token_ids=(1,))
     one = request(structured_output=form)
-    assert VLLM.body(one, "m")["structured_outputs"] == of_vllm
+    if after:
+        assert VLLM.body(one, "m")["structured_outputs"] == of_vllm
+    else:
+        with pytest.raises(RequestError, match="does not begin in thinking"):
+            VLLM.body(one, "m")
     body = SGLANG.body(one, "m")
     assert body["require_reasoning"] == bool(after)
     assert of_sglang.items() <= body["sampling_params"].items()
     plain = SGLANG.body(request(), "m")
     assert "require_reasoning" not in plain
     assert "structured_outputs" not in VLLM.body(request(), "m")
+
+
+@pytest.mark.parametrize("dialect", [VLLM, SGLANG])
+def test_a_forced_call_needs_the_own_engine(dialect: VllmDialect | SglangDialect) -> None:
+    form = StructuredOutput(kind="tool_calls", text="start: A", after_token_ids=(THINK_END,))
+    with pytest.raises(RequestError, match="own engine") as caught:
+        dialect.body(request(structured_output=form), "m")
+    assert (caught.value.status, caught.value.param) == (400, "tool_choice")
 
 
 @pytest.mark.parametrize("dialect", [VLLM, SGLANG])
