@@ -28,15 +28,9 @@ MAX_GRAMMAR_RULES = 1000
 
 # Nothing, one blank, or a line break with an indent: a model cannot write blanks for ever.
 _WHITESPACE = r"\n[ \t]{0,40}| "
+_BLANKS = {"whitespace_flexible": True, "whitespace_pattern": _WHITESPACE}
 # Put into a schema that stands inside a grammar.
-JSON_OPTIONS = {
-    "x-guidance": {
-        "whitespace_flexible": True,
-        "whitespace_pattern": _WHITESPACE,
-        "coerce_one_of": True,
-        "lenient": True,
-    }
-}
+JSON_OPTIONS = {"x-guidance": {**_BLANKS, "coerce_one_of": True, "lenient": True}}
 # In a grammar these begin what the bounds on schemas would not see.
 _DIRECTIVES = ("%json", "%lark", "%llguidance", "%regex")
 _MAX_MESSAGE_CHARS = 200
@@ -71,8 +65,7 @@ def check_structured_output(output: StructuredOutput, param: str) -> None:
         grammar = llguidance_grammar(output)
     except ValueError as error:
         raise _refusal(output, str(error), param) from error
-    problem = llguidance.LLMatcher.validate_grammar(grammar, None, limits=parser_limits())
-    if problem and not problem.startswith("WARNING"):
+    if problem := _problem(llguidance, grammar):
         raise _refusal(output, problem, param)
 
 
@@ -80,11 +73,20 @@ def schema_problem(schema: dict[str, Any]) -> str:
     """Why llguidance could not hold a value to the schema; "" if it can."""
     llguidance = load_llguidance()
     try:
-        grammar = _json_grammar(llguidance, _schema(json.dumps(schema)))
+        _check_schema(schema)
+        return _problem(llguidance, _json_grammar(llguidance, schema))
     except ValueError as error:
         return str(error)
-    problem = str(llguidance.LLMatcher.validate_grammar(grammar, None, limits=parser_limits()))
-    return "" if problem.startswith("WARNING") else problem
+
+
+def forced_call_refusal() -> RequestError:
+    """What the APIs of other engines cannot be asked for."""
+    return RequestError(
+        "A tool_choice that forces a call needs the own engine; with an upstream 'auto' and "
+        "'none' are supported.",
+        param="tool_choice",
+        code="unsupported_field",
+    )
 
 
 def llguidance_grammar(output: StructuredOutput) -> str:
@@ -122,14 +124,25 @@ def choices(text: str) -> list[str]:
 
 
 def _json_grammar(llguidance: ModuleType, schema: dict[str, Any]) -> str:
-    options = {"whitespace_flexible": True, "whitespace_pattern": _WHITESPACE}
-    return str(llguidance.LLMatcher.grammar_from_json_schema(schema, overrides=options))
+    return str(llguidance.LLMatcher.grammar_from_json_schema(schema, overrides=_BLANKS))
+
+
+def _problem(llguidance: ModuleType, grammar: str) -> str:
+    """Why llguidance could not follow the grammar; "" if it can."""
+    problem = str(llguidance.LLMatcher.validate_grammar(grammar, None, limits=parser_limits()))
+    return "" if problem.startswith("WARNING") else problem
 
 
 def _schema(text: str) -> dict[str, Any]:
     schema = _decode(text)
     if not isinstance(schema, dict):
         raise ValueError("a JSON schema is an object")
+    _check_schema(schema)
+    return schema
+
+
+def _check_schema(schema: dict[str, Any]) -> None:
+    """Raises ValueError for what llguidance does not bound itself."""
     multiples = [Fraction(1)]
     num_objects = 0
     level: list[Any] = [schema]
@@ -152,7 +165,6 @@ def _schema(text: str) -> dict[str, Any]:
     denominator = lcm(*(multiple.denominator for multiple in multiples))
     if numerator * denominator > MAX_MULTIPLE:
         raise ValueError(f"the multipleOf in the schema have more than {MAX_MULTIPLE} in common")
-    return schema
 
 
 def _fraction(value: object) -> Fraction:

@@ -59,18 +59,8 @@ def refuse_forced(request: EngineRequest) -> None:
         raise RequestError("forced_token_ids needs the own engine; an upstream chooses itself")
 
 
-def refuse_form(output: StructuredOutput) -> None:
-    """Raises RequestError for a form that these APIs do not hold an answer to.
-
-    They hold it to the form whatever the model would rather begin with.
-    """
-    if output.kind == "tool_calls":
-        raise RequestError(
-            "A tool_choice that forces a call needs the own engine; with an upstream 'auto' and "
-            "'none' are supported.",
-            param="tool_choice",
-            code="unsupported_field",
-        )
+def refuse_free_start(output: StructuredOutput) -> None:
+    """These APIs hold the answer to its form, whatever the model would rather begin with."""
     if output.free_token_ids:
         raise RequestError(
             "structured output together with tools needs the own engine, which lets the model "

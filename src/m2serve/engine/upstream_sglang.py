@@ -19,6 +19,7 @@ from m2serve.engine.request import (
     StructuredOutput,
     TokenLogprob,
 )
+from m2serve.engine.structured_output import forced_call_refusal
 from m2serve.engine.upstream_dialect import (
     MAX_MESSAGE_CHARS,
     ThinkingWatch,
@@ -27,7 +28,7 @@ from m2serve.engine.upstream_dialect import (
     position,
     raise_error_event,
     refuse_forced,
-    refuse_form,
+    refuse_free_start,
     refused,
     token_id_list,
 )
@@ -114,7 +115,7 @@ class SglangDialect:
 
 def _structured_params(output: StructuredOutput) -> dict[str, str]:
     """Raises RequestError for what this API cannot say."""
-    refuse_form(output)
+    refuse_free_start(output)
     match output.kind:
         case "json_object":
             return {"json_schema": '{"type": "object"}'}
@@ -125,8 +126,10 @@ def _structured_params(output: StructuredOutput) -> dict[str, str]:
             return {"ebnf": "root ::= " + " | ".join(strings)}
         case "regex":
             return {"regex": output.text}
-        case "grammar" | "tool_calls":
+        case "grammar":
             return {"ebnf": output.text}
+        case "tool_calls":
+            raise forced_call_refusal()
 
 
 class SglangReader:

@@ -23,13 +23,14 @@ from m2serve.engine.request import (
     StructuredOutput,
     TokenLogprob,
 )
+from m2serve.engine.structured_output import forced_call_refusal
 from m2serve.engine.upstream_dialect import (
     ThinkingWatch,
     UpstreamError,
     position,
     raise_error_event,
     refuse_forced,
-    refuse_form,
+    refuse_free_start,
     token_id_list,
 )
 from m2serve.errors import RequestError
@@ -109,7 +110,7 @@ class VllmDialect:
 
 
 def _structured_outputs(output: StructuredOutput) -> dict[str, Any]:
-    refuse_form(output)
+    refuse_free_start(output)
     if not output.after_token_ids:
         # With a reasoning parser, which every vLLM started here has, 0.32 holds to the form only
         # what is behind </think>: another text is free until one comes, or fails.
@@ -126,8 +127,10 @@ def _structured_outputs(output: StructuredOutput) -> dict[str, Any]:
             return {"json": json.loads(output.text)}
         case "choice":
             return {"choice": json.loads(output.text)}
-        case "regex" | "grammar" | "tool_calls":
+        case "regex" | "grammar":
             return {output.kind: output.text}
+        case "tool_calls":
+            raise forced_call_refusal()
 
 
 def stop_ids(request: EngineRequest) -> list[int]:

@@ -12,7 +12,7 @@ from starlette.responses import Response
 from m2serve.chat.parser import OutputParser, ParserOptions
 from m2serve.chat.tools import Tool
 from m2serve.engine.request import StructuredOutput
-from m2serve.engine.structured_output import check_structured_output
+from m2serve.engine.structured_output import check_structured_output, forced_call_refusal
 from m2serve.errors import RequestError
 from m2serve.server.chat_answer import ChatOptions, answer_chunks, whole_answer
 from m2serve.server.choice import Choice, StopRules
@@ -134,12 +134,7 @@ async def _form(
             param="tool_choice",
         )
     if state.engine.info.checks_structured_output:
-        raise RequestError(
-            "A tool_choice that forces a call needs the own engine; with an upstream 'auto' and "
-            "'none' are supported.",
-            param="tool_choice",
-            code="unsupported_field",
-        )
+        raise forced_call_refusal()
     one_call = body.tool_choice != "required" or body.parallel_tool_calls is False
     return await asyncio.to_thread(_call_form, state, forced, one_call, in_thinking)
 

@@ -27,7 +27,7 @@ from m2serve.server.protocol import GenerationFields
 
 _BEHIND_THINKING = "\n\n"
 # With no content before it, a call stands on a line of its own.
-_BEFORE_CALL = "\n\n\n"
+BEFORE_CALL = "\n\n\n"
 _KINDS: Mapping[str, StructuredKind] = {
     "json": "json_schema",
     "json_object": "json_object",
@@ -69,7 +69,7 @@ def behind_thinking(
         output = replace(output, free_token_ids=(tokenizer.control.call_start,))
     if not in_thinking:
         return output
-    before_call = tokenizer.encode(_BEFORE_CALL)
+    before_call = tokenizer.encode(BEFORE_CALL)
     if may_call and len(before_call) == 1:
         output = replace(output, free_prefix_token_ids=tuple(before_call))
     return replace(

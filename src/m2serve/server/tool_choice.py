@@ -26,10 +26,9 @@ from m2serve.chat.tools import MAX_NAME_CHARS, NOT_IN_NAMES, Tool
 from m2serve.engine.request import StructuredOutput
 from m2serve.engine.structured_output import JSON_OPTIONS, MAX_TOOLS_BYTES, schema_problem
 from m2serve.errors import RequestError
+from m2serve.server.structured_output import BEFORE_CALL
 
 MAX_PARAMETERS = 1000
-# With no content before it, a call stands on a line of its own behind the thinking.
-_BEHIND_THINKING = "\n\n\n"
 _RULES = r"""
 text[lazy]: TEXT
 TEXT: /(?s:.*)<\/parameter>/ & ~/(?s:.*)(<\/invoke\s*>|<parameter\s+name|<\/parameter\s+>)(?s:.*)/
@@ -87,7 +86,7 @@ def call_form(
     return replace(
         form,
         after_token_ids=(tokenizer.control.think_end,),
-        prefix_token_ids=tuple(tokenizer.encode(_BEHIND_THINKING)),
+        prefix_token_ids=tuple(tokenizer.encode(BEFORE_CALL)),
         # A call inside the thinking would end it, and would have no form.
         not_before_token_ids=(tokenizer.control.call_start,),
     )

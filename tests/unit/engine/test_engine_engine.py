@@ -26,22 +26,6 @@ RNG = random.Random(1)
 PROMPTS = [[RNG.randrange(VOCAB_SIZE - 100) for _ in range(n)] for n in (1, 7, 16, 33, 50, 64, 90)]
 
 
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("tiny")
-    build_tiny(
-        folder,
-        format="f32",
-        hidden_size=48,
-        num_hidden_layers=2,
-        num_attention_heads=6,
-        head_dim=16,
-        rotary_dim=8,
-        intermediate_size=32,
-    )
-    return folder
-
-
 def load(folder: Path, num_blocks: int = 200, **overrides: Any) -> Engine:
     defaults = {"dtype": "float32", "kv_cache_memory_bytes": num_blocks * BLOCK_BYTES}
     return Engine.load(folder, **{**defaults, "max_model_len": 256, **overrides})

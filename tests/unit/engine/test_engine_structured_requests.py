@@ -9,7 +9,6 @@ from typing import Any
 import msgspec
 import pytest
 from fake_engine import FakeEngine, tiny_tokenizer
-from tiny import build_tiny
 
 from m2serve.chat.tokenizer import Tokenizer
 from m2serve.engine.engine import Completion, Engine
@@ -34,22 +33,6 @@ PLACE = StructuredOutput(
         }
     ),
 )
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("tiny")
-    build_tiny(
-        folder,
-        format="f32",
-        hidden_size=48,
-        num_hidden_layers=2,
-        num_attention_heads=6,
-        head_dim=16,
-        rotary_dim=8,
-        intermediate_size=32,
-    )
-    return folder
 
 
 @pytest.fixture(scope="module")
