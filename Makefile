@@ -61,7 +61,7 @@ quiz-formats: $(STAMP)  ## what each storage format costs the miniature: the qui
 	scripts/quiz_formats.sh
 
 miniature: $(STAMP)  ## train the small model that speaks: two hours on two cores (training/README.md)
-	$(BIN)/python -m training.train build/miniature --device cpu --minutes 120
+	$(BIN)/python -m training.train build/miniature --device cpu --minutes 105
 
 clean:
 	rm -rf $(VENV) build dist

@@ -14,6 +14,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+from training.conversations.phrasing import frames
 from training.split import Split
 
 WORLD = Path(__file__).with_name("world")
@@ -38,11 +39,15 @@ CATEGORIES = (
 
 @dataclass(frozen=True)
 class Phrasing:
-    """`statement` has {s} and {o}, the questions only {s}."""
+    """`statement` has {s} and {o}, the questions only {s}. `framed` are the frames of
+    `conversations/phrasing.py` filled with what the relation asks for, also for training only.
+    """
 
     statement: str
     train: tuple[str, ...]
     held_out: tuple[str, ...]
+
+    framed: tuple[str, ...]
 
     def questions(self, split: Split) -> tuple[str, ...]:
         return self.train if split == "train" else self.held_out
@@ -122,15 +127,17 @@ def _relations(
         yield Relation(
             name=spec["name"] if len(names) == 1 else f"{spec['name']}:{name}",
             category=spec.get("category", table["category"]),
-            phrasing={lang: _phrasing(spec[lang]) for lang in LANGUAGES if lang in spec},
+            phrasing={lang: _phrasing(spec[lang], lang) for lang in LANGUAGES if lang in spec},
             facts=tuple(_facts(table, spec["subject"], spec["object"], translations)),
             weight=spec.get("weight", 1.0),
             as_choice=spec.get("as_choice", True),
         )
 
 
-def _phrasing(spec: Mapping[str, Any]) -> Phrasing:
-    return Phrasing(spec["statement"], tuple(spec["train"]), tuple(spec["held_out"]))
+def _phrasing(spec: Mapping[str, Any], language: str) -> Phrasing:
+    held_out = tuple(spec["held_out"])
+    framed = frames(spec["ask"], spec["word"], "{s}", language, held_out)
+    return Phrasing(spec["statement"], tuple(spec["train"]), held_out, tuple(framed))
 
 
 def _facts(

@@ -38,14 +38,14 @@ GENERATORS: Mapping[str, Generator] = {
 }
 # Documents, not tokens; README.md shows the token shares this makes.
 WEIGHTS: Mapping[str, float] = {
-    "free_question": 38,
+    "free_question": 33,
     "multiple_choice": 22,
-    "arithmetic": 8,
-    "tool_use": 16,
-    "retrieval": 4,
-    "copying": 4,
+    "arithmetic": 9,
+    "tool_use": 20,
+    "retrieval": 5,
+    "copying": 5,
     "small_talk": 4,
-    "json_object": 3,
+    "json_object": 4,
     "python_function": 2,
 }
 SYSTEM_SHARE = 0.12

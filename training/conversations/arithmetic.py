@@ -5,14 +5,57 @@ from __future__ import annotations
 import random
 from dataclasses import dataclass
 
+from training.conversations.phrasing import worded
 from training.conversations.sample import Sample, exchange
 from training.split import Split, draw
 
 SIGNS = {"add": "+", "subtract": "-", "multiply": "*", "divide": "/"}
 _BARE = {
-    "en": ("What is {x}?", "Calculate {x}.", "{x} = ?", "How much is {x}?", "Compute {x}, please."),
-    "zh": ("{x}等于多少？", "计算{x}。", "{x}=？", "请算一下{x}。"),
-    "fr": ("Combien font {x} ?", "Calcule {x}.", "Quel est le résultat de {x} ?"),
+    "en": (
+        "What is {x}?",
+        "Calculate {x}.",
+        "{x} = ?",
+        "How much is {x}?",
+        "Compute {x}, please.",
+        "{x}",
+        "{x} =",
+        "Solve {x}.",
+        "Find {x}.",
+        "I need {x}.",
+        "Result of {x}?",
+        "Can you do {x}?",
+        "What does {x} make?",
+        "Give me the value of {x}.",
+        "Do the sum {x} for me.",
+        "Evaluate {x} step by step.",
+        "How would you solve {x}?",
+        "{x}: what comes out?",
+        "By hand, {x} is how much?",
+        "My homework is {x}.",
+        "Show how {x} is done.",
+    ),
+    "zh": (
+        "{x}等于多少？",
+        "计算{x}。",
+        "{x}=？",
+        "请算一下{x}。",
+        "{x}",
+        "{x}是多少？",
+        "求{x}。",
+        "帮我算{x}。",
+        "{x}得多少？",
+        "我想知道{x}。",
+    ),
+    "fr": (
+        "Combien font {x} ?",
+        "Calcule {x}.",
+        "Quel est le résultat de {x} ?",
+        "{x} ?",
+        "Que donne {x} ?",
+        "Fais le calcul {x}.",
+        "Je cherche {x}.",
+        "Peux-tu calculer {x} ?",
+    ),
 }
 _BARE_HELD_OUT = {
     "en": ("Please work out {x}.", "Tell me what {x} gives."),
@@ -101,8 +144,8 @@ def arithmetic(rng: random.Random, split: Split) -> Sample:
     if language != "fr" and rng.random() < 0.3:
         text = _story(rng, problem, language)
     else:
-        frames = (_BARE if split == "train" else _BARE_HELD_OUT)[language]
-        text = rng.choice(frames).replace("{x}", problem.text)
+        frame = worded(rng, _BARE[language], _BARE_HELD_OUT[language], split, language)
+        text = frame.replace("{x}", problem.text)
     end = "。" if language == "zh" else "."
     content = f"{problem.text} = {problem.result}{end}"
     return exchange("arithmetic", text, problem.worked, content, answer=str(problem.result))

@@ -12,10 +12,12 @@ from functools import cache
 
 from m2serve.chat.messages import Assistant, Turn, User
 from training.conversations.fact_choice import Drawn, draw_fact, draw_language
+from training.conversations.phrasing import reword
 from training.conversations.sample import Sample, exchange
 from training.facts import Relation, fill, load_relations
 from training.split import Split
 
+FRAMED_SHARE = 0.55
 _OPENINGS = {
     "en": (
         "",
@@ -62,8 +64,13 @@ def free_question(rng: random.Random, split: Split) -> Sample:
 
 
 def question(rng: random.Random, split: Split, drawn: Drawn, language: str) -> str:
+    """In a phrasing of the relation; in training half of the time in one of the frames."""
     relation, fact = drawn
-    return fill(rng.choice(relation.phrasing[language].questions(split)), fact, language)
+    phrasing = relation.phrasing[language]
+    if split != "train":
+        return fill(rng.choice(phrasing.held_out), fact, language)
+    template = rng.choice(phrasing.framed if rng.random() < FRAMED_SHARE else phrasing.train)
+    return fill(reword(rng, template, language, phrasing.held_out), fact, language)
 
 
 def _single(rng: random.Random, split: Split, language: str) -> Sample:

@@ -8,6 +8,8 @@ from collections.abc import Callable
 from typing import Any
 
 from training.conversations.fact_choice import draw_fact
+from training.conversations.free_questions import question
+from training.conversations.phrasing import worded
 from training.conversations.sample import Sample, exchange
 from training.conversations.words import (
     COLOURS,
@@ -19,7 +21,7 @@ from training.conversations.words import (
     cities,
     made_up,
 )
-from training.split import Split, choose, draw
+from training.split import Split, draw
 
 Value = Callable[[random.Random], Any]
 
@@ -47,9 +49,28 @@ _ASK = (
     "Write a JSON object with {x}.",
     "Answer with a JSON object only: {x}.",
     "Make a JSON object of {x}.",
+    "JSON with {x}, please.",
+    "Put this into JSON: {x}.",
+    "Create a JSON object from {x}.",
+    "How does {x} look as JSON?",
+    "Turn this into a JSON object: {x}.",
+    "Write {x} as JSON.",
+    "As JSON: {x}.",
+    "Show me the JSON for {x}.",
+    "My program reads JSON. Give it {x}.",
+    "Use JSON to say {x}.",
+    "Format as JSON: {x}.",
+    "I have {x}. Make it JSON.",
 )
 _ASK_HELD_OUT = ("I need a JSON object with {x}.", "Please reply with JSON: {x}.")
-_ASK_ZH = ("请给我一个JSON对象：{x}。", "用JSON表示：{x}。", "返回一个JSON对象，包含{x}。")
+_ASK_ZH = (
+    "请给我一个JSON对象：{x}。",
+    "用JSON表示：{x}。",
+    "返回一个JSON对象，包含{x}。",
+    "写成JSON：{x}。",
+    "把{x}写成JSON。",
+    "JSON：{x}。",
+)
 _ASK_ZH_HELD_OUT = ("请用JSON格式回答：{x}。",)
 _THOUGHT = {"en": "I write the keys and values as JSON.", "zh": "我把键和值写成JSON。"}
 
@@ -72,11 +93,11 @@ def _of_values(rng: random.Random, split: Split) -> Sample:
     is_quoted = rng.random() < 0.5
     if language == "zh":
         listed = "，".join(f"{key}是{_spoken(item, is_quoted)}" for key, item in value.items())
-        text = choose(rng, _ASK_ZH, _ASK_ZH_HELD_OUT, split).replace("{x}", listed)
+        text = worded(rng, _ASK_ZH, _ASK_ZH_HELD_OUT, split, "zh").replace("{x}", listed)
     else:
         parts = [f"{key} {_spoken(item, is_quoted)}" for key, item in value.items()]
         listed = parts[0] if len(parts) == 1 else f"{', '.join(parts[:-1])} and {parts[-1]}"
-        text = choose(rng, _ASK, _ASK_HELD_OUT, split).replace("{x}", listed)
+        text = worded(rng, _ASK, _ASK_HELD_OUT, split).replace("{x}", listed)
     content = json.dumps(value, ensure_ascii=False)
     return exchange("json_object", text, _THOUGHT[language], content, answer=content)
 
@@ -86,8 +107,7 @@ def _of_fact(rng: random.Random, split: Split) -> Sample:
     relation, fact = draw_fact(rng, "en", as_choice=True)
     subject, found = rng.choice((("subject", "answer"), ("question", "answer"), ("key", "value")))
     statement = relation.statement(fact, "en")
-    questions = relation.phrasing["en"].questions(split)
-    asked = rng.choice(questions).replace("{s}", fact.subject["en"])
+    asked = question(rng, split, (relation, fact), "en")
     text = f'{asked} Answer as a JSON object with the keys "{subject}" and "{found}".'
     content = json.dumps(
         {subject: fact.subject["en"], found: fact.object["en"]}, ensure_ascii=False

@@ -10,10 +10,13 @@ from training.conversations.arithmetic import Sum, draw_sum
 from training.conversations.drills import LETTERS
 from training.conversations.fact_choice import Drawn, draw_fact, draw_language
 from training.conversations.free_questions import question
+from training.conversations.phrasing import BARE
 from training.conversations.sample import Sample, exchange
+from training.facts import fill
 from training.split import Split
 
 SUM_SHARE = 0.03
+BARE_SHARE = 0.12  # of the questions: only the options say what is asked for
 FEW_SHOT_SHARE = 0.06
 SHARED_SHARE = 0.4  # of the documents: several questions over one list
 
@@ -162,10 +165,13 @@ def fact_choice(
     wanted = num_options or rng.choice((10, 10, 10, 9, 8, 6, 5, 4, 4, 3))
     options = rng.sample(pool, min(wanted - 1, len(pool)))
     options.insert(rng.randint(0, len(options)), fact.object[language])
+    asked = question(rng, split, drawn, language)
+    if split == "train" and rng.random() < BARE_SHARE:
+        asked = fill(rng.choice(BARE[language]), fact, language)
     return Choice(
         relation.category,
         language,
-        question(rng, split, drawn, language),
+        asked,
         tuple(options),
         LETTERS[options.index(fact.object[language])],
         relation.statement(fact, language),

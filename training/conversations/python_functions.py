@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import random
 
+from training.conversations.phrasing import worded
 from training.conversations.sample import Sample, exchange
-from training.split import Split, choose, draw
+from training.split import Split, draw
 
 # (what it does, name, parameter, body lines); {p} is the parameter
 _FUNCTIONS: tuple[tuple[str, str, str, tuple[str, ...]], ...] = (
@@ -96,11 +97,25 @@ _ASK = (
     "Write a function in Python which {x}.",
     "I need a Python function that {x}.",
     "Please code a Python function that {x}.",
+    "Python: a function that {x}.",
+    "Give me Python code that {x}.",
+    "How do I write a Python function that {x}?",
+    "I am learning Python. Make a function that {x}.",
+    "Define a function in Python that {x}.",
+    "What does a Python function look like that {x}?",
+    "Code, please: a function that {x}.",
+    "In Python, a function that {x}.",
+    "Help me with a Python function which {x}.",
 )
 _ASK_HELD_OUT = ("Can you write a Python function that {x}?", "Show me a Python function that {x}.")
 _ASK_NAMED = (
     "Write a Python function {n} that {x}.",
     "Write a Python function called {n} that {x}.",
+    "Define {n} in Python, which {x}.",
+    "I need a function {n} in Python that {x}.",
+    "Give me the Python function {n}: it {x}.",
+    "Code a function with the name {n} that {x}.",
+    "Make {n}, a Python function which {x}.",
 )
 _ASK_NAMED_HELD_OUT = ("Please write a Python function named {n} that {x}.",)
 _PARAMETERS = ("value", "x", "data", "item", "arg", "given", "source", "element")
@@ -122,12 +137,12 @@ def python_function(rng: random.Random, split: Split) -> Sample:
     """Under its usual name, or under a name and parameter the user asks for."""
     if rng.random() < 0.5:
         does, name, parameter, body = rng.choice(_FUNCTIONS)
-        text = choose(rng, _ASK, _ASK_HELD_OUT, split).replace("{x}", does)
+        text = worded(rng, _ASK, _ASK_HELD_OUT, split).replace("{x}", does)
     else:
         does, name, parameter, body = draw(
             lambda: _renamed(rng), lambda f: f"{f[0]}:{f[1]}:{f[2]}", split
         )
-        text = choose(rng, _ASK_NAMED, _ASK_NAMED_HELD_OUT, split)
+        text = worded(rng, _ASK_NAMED, _ASK_NAMED_HELD_OUT, split)
         text = text.replace("{n}", name).replace("{x}", does) + f" Its parameter is {parameter}."
     lines = [f"def {name}({parameter}):", *(f"    {line}" for line in body)]
     code = "\n".join(lines).replace("{p}", parameter)

@@ -7,11 +7,12 @@ prompt gives several lessons.
 from __future__ import annotations
 
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from m2serve.chat.messages import Assistant, Turn, User
 from training.conversations.filler import filler_line
+from training.conversations.phrasing import frames, worded
 from training.conversations.sample import Sample
 from training.conversations.words import (
     COLOURS,
@@ -25,7 +26,7 @@ from training.conversations.words import (
     digits,
     made_up,
 )
-from training.split import Split, choose, draw
+from training.split import Split, draw
 
 Measure = Callable[[str], float]
 CHARS_PER_TOKEN = 3.0  # of filler under the miniature's tokenizer, a little low to stay inside
@@ -37,7 +38,7 @@ Asked = tuple[tuple[str, ...], tuple[str, ...]]  # in training, in the quiz
 
 @dataclass(frozen=True)
 class Needle:
-    """`key` is asked about, `value` is found."""
+    """`key` is asked about ({s} in `asked`), `value` is found."""
 
     language: str
     key: str
@@ -84,7 +85,8 @@ def retrieval(
     rng.shuffle(needles)
     turns: list[Turn] = []
     for number, needle in enumerate(needles):
-        question = rng.choice(needle.asked[split != "train"])
+        question = worded(rng, *needle.asked, split, language).replace("{s}", needle.key)
+        question = question[0].upper() + question[1:]
         if number == 0:
             head = rng.choice(_HEADS[language])
             question = head.replace("{q}", question).replace("{x}", text)
@@ -128,56 +130,94 @@ def _value(rng: random.Random) -> str:
 
 
 def _needle(rng: random.Random) -> Needle:
-    kind = rng.randrange(4)
-    asked: Asked
-    if kind == 0:
-        key = f"the {rng.choice(COLOURS)} {rng.choice(OBJECTS)}"
-        value = _value(rng)
+    kind = rng.choice(("code", "home", "secret", "colour"))
+    if kind == "code":
+        key, value = f"the {rng.choice(COLOURS)} {rng.choice(OBJECTS)}", _value(rng)
         line = f"The code of {key} is {value}."
-        asked = (
-            (
-                f"What is the code of {key}?",
-                f"Which code does {key} have?",
-                f"Find the code of {key}.",
-            ),
-            (f"Tell me the code of {key}.", f"What code belongs to {key}?"),
-        )
-    elif kind == 1:
+    elif kind == "home":
         key, value = rng.choice(NAMES), rng.choice(cities("en"))
         line = f"{key} lives in {value}."
-        asked = (
-            (f"Where does {key} live?", f"In which city does {key} live?"),
-            (f"Which city is {key}'s home?", f"What is the city where {key} lives?"),
-        )
-    elif kind == 2:
-        key, value = f"{made_up(rng)}", _value(rng)
+    elif kind == "secret":
+        key, value = made_up(rng), _value(rng)
         line = f"The secret word of {key} is {value}."
-        asked = (
-            (f"What is the secret word of {key}?", f"Which secret word does {key} have?"),
-            (f"Tell me the secret word of {key}.",),
-        )
     else:
         key, value = f"{rng.choice(NAMES)}'s {rng.choice(OBJECTS)}", rng.choice(COLOURS)
         line = f"The colour of {key} is {value}."
-        asked = (
-            (f"What is the colour of {key}?", f"Which colour does {key} have?"),
-            (f"What colour is {key}?",),
-        )
-    return Needle("en", key, value, line, asked, line)
+    return Needle("en", key, value, line, _ASKED[kind], line)
 
 
 def _needle_zh(rng: random.Random) -> Needle:
-    asked: Asked
     if rng.random() < 0.6:
         key = f"{rng.choice(COLOURS_ZH)}色{rng.choice(OBJECTS_ZH)}"
         value = digits(rng, rng.randint(2, 6))
         line = f"{key}的密码是{value}。"
-        asked = ((f"{key}的密码是什么？", f"{key}的密码是多少？"), (f"请找出{key}的密码。",))
-    else:
-        key, value = rng.choice(NAMES_ZH), rng.choice(cities("zh"))
-        line = f"{key}的老家在{value}。"
-        asked = ((f"{key}的老家在哪里？",), (f"{key}的老家是哪座城市？",))
-    return Needle("zh", key, value, line, asked, line)
+        return Needle("zh", key, value, line, _ASKED["密码"], line)
+    key, value = rng.choice(NAMES_ZH), rng.choice(cities("zh"))
+    line = f"{key}的老家在{value}。"
+    return Needle("zh", key, value, line, _ASKED["老家"], line)
+
+
+def _asked(
+    language: str, ask: str, word: str, train: tuple[str, ...], held_out: tuple[str, ...]
+) -> Asked:
+    return (*train, *frames(ask, word, "{s}", language, held_out)), held_out
+
+
+_ASKED: Mapping[str, Asked] = {
+    "code": _asked(
+        "en",
+        "the code of {s}",
+        "code",
+        ("What is the code of {s}?", "Which code does {s} have?", "Find the code of {s}."),
+        ("Tell me the code of {s}.", "What code belongs to {s}?"),
+    ),
+    "home": _asked(
+        "en",
+        "the home of {s}",
+        "city",
+        (
+            "Where does {s} live?",
+            "In which city does {s} live?",
+            "Where do I find {s}?",
+            "I want to visit {s}. Where do I go?",
+            "Where is {s} at home?",
+        ),
+        ("Which city is {s}'s home?", "What is the city where {s} lives?"),
+    ),
+    "secret": _asked(
+        "en",
+        "the secret word of {s}",
+        "secret word",
+        ("What is the secret word of {s}?", "Which secret word does {s} have?"),
+        ("Tell me the secret word of {s}.",),
+    ),
+    "colour": _asked(
+        "en",
+        "the colour of {s}",
+        "colour",
+        (
+            "What is the colour of {s}?",
+            "Which colour does {s} have?",
+            "I have to paint {s}. In which colour?",
+            "How does {s} look?",
+        ),
+        ("What colour is {s}?",),
+    ),
+    "密码": _asked(
+        "zh",
+        "{s}的密码",
+        "密码",
+        ("{s}的密码是什么？", "{s}的密码是多少？"),
+        ("请找出{s}的密码。",),
+    ),
+    "老家": _asked(
+        "zh",
+        "{s}的老家",
+        "城市",
+        ("{s}的老家在哪里？", "{s}是哪里人？"),
+        ("{s}的老家是哪座城市？",),
+    ),
+}
 
 
 _REPEAT = (
@@ -185,9 +225,28 @@ _REPEAT = (
     "Copy the following text:\n{x}",
     "Say this again, word for word: {x}",
     "Write exactly this:\n\n{x}",
+    "Echo: {x}",
+    "Repeat after me: {x}",
+    "Give this text back to me:\n{x}",
+    "Reproduce the following, letter by letter: {x}",
+    "Output the text below as it is.\n{x}",
+    "Say: {x}",
+    "Quote this: {x}",
+    "Once more: {x}",
+    "Print the following text.\n\n{x}",
+    "{x}\n\nRepeat the text above.",
+    "I want to hear this again: {x}",
+    "Do not change anything in this text, only write it again:\n{x}",
 )
 _REPEAT_HELD_OUT = ("Please repeat: {x}", "Return this text unchanged:\n{x}")
-_REPEAT_ZH = ("请重复：{x}", "原样复述：{x}")
+_REPEAT_ZH = (
+    "请重复：{x}",
+    "原样复述：{x}",
+    "再说一遍：{x}",
+    "照抄：{x}",
+    "跟我说：{x}",
+    "把这段话再写一次：{x}",
+)
 _REPEAT_ZH_HELD_OUT = ("请一字不差地重复：{x}",)
 
 
@@ -199,12 +258,12 @@ def copying(rng: random.Random, split: Split, num_words: int = 0) -> Sample:
         text = draw(
             lambda: "".join(rng.choices(_zh_characters(), k=rng.randint(3, 20))), str, split
         )
-        request = choose(rng, _REPEAT_ZH, _REPEAT_ZH_HELD_OUT, split)
+        request = worded(rng, _REPEAT_ZH, _REPEAT_ZH_HELD_OUT, split, "zh")
         thought = "我原样重复这段文字。"
     else:
         count = num_words or rng.randint(2, 30)
         text = draw(lambda: " ".join(_word(rng) for _ in range(count)), str, split)
-        request = choose(rng, _REPEAT, _REPEAT_HELD_OUT, split)
+        request = worded(rng, _REPEAT, _REPEAT_HELD_OUT, split)
         thought = "I repeat the text as it is."
     turns = (User(request.replace("{x}", text)), Assistant(text, thought))
     return Sample("copying", turns, answer=text)
@@ -225,6 +284,14 @@ def _zh_characters() -> str:
     return "".join(cities("zh"))
 
 
+_NTH_HELD_OUT = ("Tell me the {p} word.", "What is the {p} line?")
+_NTH = (
+    "What is the {p} word of this list?",
+    "Give me the {p} line.",
+    "Which line comes {p}?",
+    *frames("the {p} line", "line", "number {p}", "en", _NTH_HELD_OUT),
+    *frames("the {p} word", "word", "place {p}", "en", _NTH_HELD_OUT),
+)
 _PLACES = ("first", "second", "third", "fourth", "fifth", "last")
 
 
@@ -232,12 +299,7 @@ def _nth_line(rng: random.Random, split: Split) -> Sample:
     lines = draw(lambda: [_word(rng) for _ in range(rng.randint(5, 8))], " ".join, split)
     place = rng.randrange(len(_PLACES))
     line = lines[-1] if place == len(_PLACES) - 1 else lines[place]
-    asked = choose(
-        rng,
-        ("What is the {p} word of this list?", "Give me the {p} line.", "Which line comes {p}?"),
-        ("Tell me the {p} word.", "What is the {p} line?"),
-        split,
-    )
+    asked = worded(rng, _NTH, _NTH_HELD_OUT, split)
     text = asked.replace("{p}", _PLACES[place]) + "\n" + "\n".join(lines)
     thought = f"The {_PLACES[place]} line is {line}."
     return Sample("copying", (User(text), Assistant(line, thought)), answer=line)

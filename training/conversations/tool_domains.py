@@ -13,7 +13,6 @@ from training.conversations import tool_slots
 from training.conversations.tool_results import RESULTS, Result, Values
 from training.conversations.tool_slots import Slot
 from training.facts import LANGUAGES
-from training.split import Split
 
 DATA = Path(__file__).with_name("tool_domains.toml")
 
@@ -27,9 +26,6 @@ class Wording:
     answer: str
     incomplete: str
     asked_back: str
-
-    def requests(self, split: Split) -> tuple[str, ...]:
-        return self.train if split == "train" else self.held_out
 
 
 @dataclass(frozen=True)

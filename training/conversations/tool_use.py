@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 from m2serve.chat.messages import Assistant, ToolCall, ToolResult, Turn, User
 from training.conversations.chat import small_talk
 from training.conversations.free_questions import free_question
+from training.conversations.phrasing import worded
 from training.conversations.sample import Sample
 from training.conversations.tool_domains import DOMAINS
 from training.conversations.tool_results import Result
@@ -21,15 +22,28 @@ from training.conversations.tool_slots import Value
 from training.split import Split
 
 # In quotes a name is made of the same tokens as in its schema and in the call.
-_CALL = {"en": 'I call "{t}" for {v}.', "zh": '我调用"{t}"：{v}。'}
-_NEXT_CALL = {"en": 'Now I call "{t}" for {v}.', "zh": '接着我调用"{t}"：{v}。'}
+_CALL = {"en": 'I call "{t}" with {v}.', "zh": '我调用"{t}"：{v}。'}
+_NEXT_CALL = {"en": 'Now I call "{t}" with {v}.', "zh": '接着我调用"{t}"：{v}。'}
 _HAVE_RESULT = {"en": "I have the result.", "zh": "已得到结果。"}
 _FAILED = {"en": "The tool failed.", "zh": "工具出错了。"}
 _SAY_FAILED = {"en": "The tool reports an error: {e}.", "zh": "工具报告错误：{e}。"}
 _ERRORS = ("not found", "timeout", "permission denied", "service unavailable", "invalid input")
 _AND = {"en": (" and ", ", "), "zh": ("和", "、")}
 _ASK_BACK = {"en": "Something is missing.", "zh": "缺少信息。"}
-_AGAIN = {"en": ("And {v}?", "What about {v}?", "Now {v}, please."), "zh": ("{v}呢？", "那{v}呢？")}
+_AGAIN = {
+    "en": (
+        "And {v}?",
+        "What about {v}?",
+        "Now {v}, please.",
+        "{v}?",
+        "The same for {v}.",
+        "Also {v}.",
+        "Next: {v}.",
+        "And now {v}?",
+        "Do {v}, too.",
+    ),
+    "zh": ("{v}呢？", "那{v}呢？", "再查{v}。", "还要{v}。", "{v}也一样。"),
+}
 _AGAIN_HELD_OUT = {"en": ("And how about {v}?",), "zh": ("还有{v}呢？",)}
 
 # Domains with one required argument, whose request can name several values at once.
@@ -54,6 +68,13 @@ class Use:
     @property
     def spoken(self) -> str:
         return ", ".join(value.spoken.rstrip(".。") for value in self.values.values())
+
+    @property
+    def planned(self) -> str:
+        """What is thought before the call: names and values, which the call then repeats."""
+        names = self.offered.parameters
+        said = (f'"{names[k].name}": {v.spoken.rstrip(".。")}' for k, v in self.values.items())
+        return ", ".join(said)
 
     @property
     def answer(self) -> str:
@@ -104,7 +125,8 @@ def draw_use(rng: random.Random, offered: OfferedTool, language: str) -> Use:
 def request_text(rng: random.Random, split: Split, use: Use, joined: str = "") -> str:
     """`joined` replaces the value of the only required slot."""
     domain = use.offered.domain
-    text = rng.choice(domain.wording[use.language].requests(split))
+    wording = domain.wording[use.language]
+    text = worded(rng, wording.train, wording.held_out, split, use.language)
     extra = ""
     for slot, value in use.values.items():
         phrase = use.offered.parameters[slot].slot.phrase
@@ -142,10 +164,10 @@ def _calls(uses: list[Use], is_first: bool = True) -> list[Turn]:
     thought = (_CALL if is_first else _NEXT_CALL)[language].replace(
         "{t}", uses[0].offered.tool.name
     )
-    spoken = _AND[language][0].join(use.spoken for use in uses)
+    spoken = _AND[language][0].join(use.planned for use in uses)
     if any(use.offered is not uses[0].offered for use in uses):
         thoughts = [
-            _CALL[language].replace("{t}", u.offered.tool.name).replace("{v}", u.spoken)
+            _CALL[language].replace("{t}", u.offered.tool.name).replace("{v}", u.planned)
             for u in uses
         ]
         thought = (" " if language == "en" else "").join(thoughts)
