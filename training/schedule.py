@@ -10,16 +10,19 @@ HOLD_UNTIL = 0.35
 
 @dataclass(frozen=True)
 class Budget:
-    """Either a number of steps, which makes the run repeatable to the bit, or minutes."""
+    """Either a number of steps, which makes the run repeatable to the bit, or minutes.
+
+    A run that goes on from another's weights enters the schedule at `begin`.
+    """
 
     steps: int = 0
     minutes: float = 0.0
+    begin: float = 0.0
 
     def progress(self, step: int, elapsed_s: float) -> float:
-        """0 at the start, 1 when the budget is spent."""
-        if self.steps:
-            return step / self.steps
-        return elapsed_s / (60 * self.minutes)
+        """`begin` at the start, 1 when the budget is spent."""
+        spent = step / self.steps if self.steps else elapsed_s / (60 * self.minutes)
+        return self.begin + (1.0 - self.begin) * spent
 
 
 def rate_factor(progress: float) -> float:

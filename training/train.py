@@ -1,11 +1,13 @@
 """Trains the miniature.
 
     python -m training.train RUN_FOLDER [--device cpu|cuda] (--minutes N | --steps N) [--seed 0]
+    python -m training.train RUN_FOLDER --after OTHER_RUN [--begin 0.4] ...
 
 RUN_FOLDER gets the tokenizer, a checkpoint from which the same command goes on, `log.jsonl` (a
 line a step), `curves.csv` (held-out scores) and at the end `model/`, the folder to serve.
 With --steps, and on one machine, the run is repeatable to the bit however often it is interrupted;
-with --minutes the curriculum follows the clock.
+with --minutes the curriculum follows the clock. With --after the weights, optimizer state and
+tokenizer of another run are the start, and the schedule is entered at --begin.
 """
 
 from __future__ import annotations
@@ -16,6 +18,7 @@ import json
 import math
 import os
 import platform
+import shutil
 import sys
 import time
 from collections import deque
@@ -67,9 +70,13 @@ class Run:
     def __init__(self, folder: Path, options: argparse.Namespace) -> None:
         self.folder = folder
         self.device = torch.device(options.device)
-        self.budget = Budget(options.steps, options.minutes)
+        self.budget = Budget(
+            options.steps, options.minutes, options.begin if options.after else 0.0
+        )
         self.step_tokens = options.step_tokens or STEP_TOKENS[options.device]
         self.num_workers = options.workers
+        if options.after and not (folder / "tokenizer").is_dir():
+            shutil.copytree(options.after / "tokenizer", folder / "tokenizer")
         self.tokenizer_folder = _ready_tokenizer(folder / "tokenizer", options.seed)
         generator = torch.Generator().manual_seed(options.seed)
         self.model = MiniatureM2(SHAPE, generator)
@@ -79,6 +86,8 @@ class Run:
         self.counters = Counters(seed=options.seed)
         if (folder / "checkpoint").is_dir():
             self.counters = restore(folder / "checkpoint", self.model, self.optimizer)
+        elif options.after:
+            restore(options.after / "checkpoint", self.model, self.optimizer)
         drop_rows_from(folder / "log.jsonl", self.counters.step)
         drop_rows_from(folder / "curves.csv", self.counters.step)
         self.probes = probe_documents(Tokenizer.load(self.tokenizer_folder))
@@ -225,6 +234,8 @@ def main() -> None:
     budget.add_argument("--minutes", type=float, default=0.0)
     budget.add_argument("--steps", type=int, default=0)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--after", type=Path, help="the folder of a run to start from")
+    parser.add_argument("--begin", type=float, default=0.4, help="with --after: progress at start")
     parser.add_argument("--step-tokens", type=int, default=0, help="0: by device")
     parser.add_argument("--threads", type=int, default=os.cpu_count())
     parser.add_argument("--workers", type=int, default=0, help="processes that draw text ahead")
