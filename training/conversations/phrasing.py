@@ -170,33 +170,46 @@ REWORDED_SHARE = 0.35
 
 def frames(ask: str, word: str, subject: str, language: str, held_out: Sequence[str]) -> list[str]:
     """Every frame filled, without those that would be a phrasing that is kept back."""
-    kept_back = {text.casefold() for text in held_out}
+    kept_back = {_plain(text) for text in held_out}
     filled = (
         _capital(frame.replace("{ask}", ask).replace("{word}", word).replace("{s}", subject))
         for frame in FRAMES[language]
     )
-    return [text for text in filled if text.casefold() not in kept_back]
+    return [text for text in filled if _plain(text) not in kept_back]
 
 
 def reword(rng: random.Random, template: str, language: str, held_out: Sequence[str] = ()) -> str:
-    """The template said a little differently, one time in three; {slots} stay as they are."""
+    """The template said a little differently, one time in three; {slots} stay as they are.
+
+    Other words never make it one of the phrasings that are kept back.
+    """
     if language not in FRAMES or rng.random() >= REWORDED_SHARE:
         return template
-    text = template
-    if language == "en":
-        if rng.random() < 0.5:
-            text = _ALIKE_PATTERN.sub(lambda m: _other(rng, m.group()), text, count=2)
-        if rng.random() < 0.25:
-            text = _DROPPABLE.sub("", text, count=1)
-        if rng.random() < 0.15 and not text.startswith("{"):
-            text = text[0].lower() + text[1:]
+    text = _other_words(rng, template) if language == "en" else template
+    if _plain(text) in {_plain(kept_back) for kept_back in held_out}:
+        return template
     if rng.random() < 0.15:
         text = text.rstrip(".?。？")
     if rng.random() < 0.3:
         text = rng.choice(_BEFORE[language]) + text
     if rng.random() < 0.15 and text[-1] in ".?!。？！":
         text += rng.choice(_AFTER[language])
-    return template if text.casefold() in {t.casefold() for t in held_out} else text
+    return text
+
+
+def _other_words(rng: random.Random, text: str) -> str:
+    if rng.random() < 0.5:
+        text = _ALIKE_PATTERN.sub(lambda found: _other(rng, found.group()), text, count=2)
+    if rng.random() < 0.25:
+        text = _DROPPABLE.sub("", text, count=1)
+    if rng.random() < 0.15 and not text.startswith("{"):
+        text = text[0].lower() + text[1:]
+    return text
+
+
+def _plain(text: str) -> str:
+    """What makes two templates the same: capitals and the mark at the end are left out."""
+    return text.casefold().rstrip(".?!。？！ ")
 
 
 def worded(

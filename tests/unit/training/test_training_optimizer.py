@@ -137,6 +137,7 @@ def test_the_rate_warms_up_holds_and_ends_at_zero() -> None:
     assert rate_factor(1.0) == 0.0
     assert Budget(steps=10).progress(5, 1e9) == 0.5
     assert Budget(minutes=2).progress(5, 60.0) == 0.5
+    assert Budget(minutes=2, begin=0.4).progress(5, 60.0) == pytest.approx(0.7)
 
 
 def test_the_probe_scores_every_kind(tmp_path: Path, tokenizer: Tokenizer) -> None:
