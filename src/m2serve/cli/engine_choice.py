@@ -13,7 +13,6 @@ import sys
 from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
 
-from m2serve.cli.planned import local_workload
 from m2serve.devices import local_hardware
 from m2serve.errors import M2Error, ResourceError
 from m2serve.launch.local import COMMANDS, LaunchedName
@@ -45,7 +44,7 @@ class Here:
 
 
 def choose_engine(
-    model_path: str, max_model_len: int, own_options: Collection[str], here: Here | None = None
+    model_path: str, workload: Workload, own_options: Collection[str], here: Here | None = None
 ) -> Chosen:
     """`model_path` "" without MODEL; `own_options` were given and mean nothing elsewhere.
 
@@ -63,7 +62,7 @@ def choose_engine(
         return Chosen("own", f"nothing can be planned: {str(error).partition(';')[0]}")
     if hardware.groups[0].accelerator.vendor == "cpu":
         return Chosen("own", "no accelerator is here")
-    return _for_accelerators(model_path, local_workload(max_model_len), hardware, here)
+    return _for_accelerators(model_path, workload, hardware, here)
 
 
 def is_installed(kind: LaunchedName) -> bool:

@@ -14,7 +14,7 @@ import typer
 
 from m2serve.chat.tokenizer import Tokenizer
 from m2serve.cli.engine_choice import choose_engine, is_installed
-from m2serve.cli.planned import PlannedEngine, planned_engine
+from m2serve.cli.planned import PlannedEngine, local_workload, planned_engine
 from m2serve.doctor.log import explain_log
 from m2serve.engine.client import EngineClient
 from m2serve.engine.config import EngineConfig
@@ -24,6 +24,7 @@ from m2serve.engine.upstream import UpstreamEngine, UpstreamModel
 from m2serve.errors import UsageError
 from m2serve.launch.container import container_launch
 from m2serve.launch.engine import LaunchedEngine
+from m2serve.launch.installed import installed_version
 from m2serve.launch.local import LaunchedName, engine_argv, local_launch
 from m2serve.launch.process import EngineProcess
 from m2serve.records import EngineName, NodeLaunch
@@ -104,7 +105,8 @@ def _chosen(choice: EngineChoice, config: EngineConfig) -> EngineName:
             raise UsageError(f"--{name.replace('_', '-')} is for one engine; name it with --engine")
     model = config.model_path if "model" in choice.given else ""
     own_options = choice.given.intersection(_OWN_ONLY)
-    chosen = choose_engine(model, config.max_model_len, own_options)
+    workload = local_workload(config.max_model_len, config.max_num_seqs)
+    chosen = choose_engine(model, workload, own_options)
     typer.echo(f"Engine: {chosen.kind}, {chosen.reason}", err=True)
     return chosen.kind
 
@@ -115,7 +117,10 @@ def _launch(
     """The plan's settings for this machine, then what was asked for; in a container where the
     engine is not installed and docker is."""
     asked = _settings(kind, config, choice.given)
-    planned = planned_engine(kind, config, frozenset(name for name, _ in asked))
+    is_missing = not choice.command and not is_installed(kind)
+    version = "" if is_missing else installed_version(kind, choice.command)
+    overridden = frozenset(name for name, _ in asked)
+    planned = planned_engine(kind, config, overridden, version, choice.arguments)
     if planned.plan is not None:
         typer.echo(f"Planned for {planned.plan.hardware}: {' '.join(_words(planned))}", err=True)
     for command in planned.host_commands:
@@ -127,9 +132,9 @@ def _launch(
         settings=[*planned.flags, *asked],
         command=choice.command,
         extra=choice.arguments,
+        version=version,
     )
     launch = local_launch(argv, planned.env)
-    is_missing = not choice.command and not is_installed(kind)
     if not (is_missing and planned.accelerators and shutil.which("docker")):
         return launch
     name = f"m2-{kind}-{port}"

@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import itertools
+import os
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+
+import typer
 
 from m2serve.devices import local_hardware
 from m2serve.engine.config import EngineConfig
+from m2serve.errors import ResourceError
 from m2serve.plan.plan import choose
-from m2serve.records import Plan, Workload
+from m2serve.records import Plan, Setting, Workload
+from m2serve.spec.engines import find_engine
 from m2serve.spec.hardware import Accelerator, hardware_text
 
 # The front reads names and parses answers itself, and says where the engine listens.
@@ -17,7 +23,7 @@ _OURS = ("--served-model-name", "--host", "--port")
 
 @dataclass(frozen=True)
 class PlannedEngine:
-    """`flags` by the engine's own names. Without an accelerator all is empty: the engine's own
+    """`flags` by the engine's own names. Without an accelerator there are none: the engine's own
     defaults serve a CPU. `plan` None: there was nothing to plan."""
 
     accelerators: tuple[Accelerator, ...] = ()
@@ -27,9 +33,10 @@ class PlannedEngine:
     plan: Plan | None = None
 
 
-def local_workload(max_model_len: int) -> Workload:
-    """The default one, within the context that was asked for; 0: the checkpoint's own."""
-    usual = Workload()
+def local_workload(max_model_len: int, max_num_seqs: int) -> Workload:
+    """As many users as the server lets in at once, within the context that was asked for; 0: the
+    checkpoint's own."""
+    usual = Workload(concurrency=max_num_seqs)
     if not max_model_len:
         return usual
     output_len = max(1, min(usual.output_len, max_model_len // 4))
@@ -37,17 +44,25 @@ def local_workload(max_model_len: int) -> Workload:
     return replace(usual, max_model_len=max_model_len, input_len=input_len, output_len=output_len)
 
 
-def planned_engine(kind: str, config: EngineConfig, overridden: frozenset[str]) -> PlannedEngine:
+def planned_engine(
+    kind: str,
+    config: EngineConfig,
+    overridden: frozenset[str],
+    version: str = "",
+    arguments: Sequence[str] = (),
+) -> PlannedEngine:
     """The best settings of engine `kind` for the checkpoint here; `overridden` names flags that
-    were given. Raises ResourceError with the reasons when the checkpoint does not run here.
+    were given, `version` is the installed release ("" not known), `arguments` the user's own.
+    Raises ResourceError with the reasons when the checkpoint does not run here.
     """
     hardware = local_hardware()
     if hardware.groups[0].accelerator.vendor == "cpu":
-        return PlannedEngine()
-    workload = local_workload(config.max_model_len)
+        return PlannedEngine(env=cpu_binding(arguments, os.cpu_count() or 1))
+    workload = local_workload(config.max_model_len, config.max_num_seqs)
     text = hardware_text(hardware)
-    plan, _ = choose(config.model_path, text, workload, kind, allow_replicas=False)
+    plan = _plan(kind, config.model_path, text, workload, version)
     wanted = [s for s in plan.settings if s.name not in (*_OURS, *overridden)]
+    wanted = [s for s in wanted if _is_known(s, kind, version)]
     return PlannedEngine(
         accelerators=hardware.devices,
         flags=tuple((s.name, s.value) for s in wanted if s.kind == "flag"),
@@ -55,3 +70,48 @@ def planned_engine(kind: str, config: EngineConfig, overridden: frozenset[str]) 
         host_commands=tuple(s.name for s in wanted if s.kind == "system"),
         plan=plan,
     )
+
+
+def _plan(kind: str, model: str, hardware: str, workload: Workload, version: str) -> Plan:
+    """For the installed release; where a known issue or floor speaks against it, that is said, and
+    the plan is the one for the release it should be."""
+    try:
+        return choose(model, hardware, workload, kind, version, allow_replicas=False)[0]
+    except ResourceError as error:
+        if not version:
+            raise
+        plan = choose(model, hardware, workload, kind, allow_replicas=False)[0]
+        typer.echo(
+            f"{kind} {version} is installed, {plan.engine_version} would be right: {error}",
+            err=True,
+        )
+        return plan
+
+
+def _is_known(setting: Setting, kind: str, version: str) -> bool:
+    """Whether the installed release has the flag or variable; any, where the release is unknown."""
+    engine = find_engine(kind)
+    if not version or setting.kind == "system":
+        return True
+    known = engine.knows_flag if setting.kind == "flag" else engine.knows_env
+    return known(setting.name, version)
+
+
+_RANKS = ("--tensor-parallel-size", "-tp", "--pipeline-parallel-size", "-pp")
+
+
+def cpu_binding(arguments: Sequence[str], num_cpus: int) -> dict[str, str]:
+    """vLLM's variable that gives each rank cores of its own: with more ranks than NUMA nodes it
+    dies without ("Not enough allowed NUMA nodes"). Nothing for one rank, or where it is set."""
+    name = "VLLM_CPU_OMP_THREADS_BIND"
+    ranks = 1
+    words = [word for argument in arguments for word in argument.split("=", 1)]
+    for flag, value in itertools.pairwise(words):
+        if flag in _RANKS and value.isdecimal():
+            ranks *= int(value)
+    if ranks < 2 or ranks > num_cpus or name in os.environ:
+        return {}
+    edges = [num_cpus * rank // ranks for rank in range(ranks + 1)]
+    spans = itertools.pairwise(edges)
+    cores = [str(low) if high == low + 1 else f"{low}-{high - 1}" for low, high in spans]
+    return {name: "|".join(cores)}

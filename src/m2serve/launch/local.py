@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Literal
 
 from m2serve.records import NodeLaunch
+from m2serve.spec.versions import is_within
 
 LaunchedName = Literal["vllm", "sglang", "vllm-ascend"]
 
@@ -22,8 +23,9 @@ _VLLM_NEEDED = ("--enable-prompt-tokens-details", "--uvicorn-log-level", "warnin
 _NEEDED: Mapping[LaunchedName, tuple[str, ...]] = {
     "vllm": _VLLM_NEEDED,
     "vllm-ascend": _VLLM_NEEDED,
-    "sglang": ("--incremental-streaming-output", "--log-level-http", "warning"),
+    "sglang": ("--log-level-http", "warning"),
 }
+_OLD_STREAMING = "<0.5.10"
 _REASONING_PARSERS: Mapping[LaunchedName, str] = {
     "vllm": "minimax_m2",
     "vllm-ascend": "minimax_m2",
@@ -44,21 +46,30 @@ def engine_argv(
     settings: Sequence[tuple[str, str | None]] = (),
     command: Sequence[str] = (),
     extra: Sequence[str] = (),
+    version: str = "",
 ) -> tuple[str, ...]:
     """The argv that serves `model` on a port of this machine.
 
     `settings` are (flag, value or None for a flag alone) by vLLM's names; `command` replaces the
-    program; `extra` comes last, so that it wins.
+    program; `extra` comes last, so that it wins; `version` "" is the one that is planned for.
     """
     argv = [*(command or COMMANDS[engine])]
     argv += ["--model-path", model] if engine == "sglang" else [model]
     argv += ["--host", _HOST, "--port", str(port), *_NEEDED[engine]]
+    if engine == "sglang":
+        argv.append(_streaming_flag(version))
     if "--reasoning-parser" not in {flag for flag, _ in settings}:
         argv += ["--reasoning-parser", _REASONING_PARSERS[engine]]
     for flag, value in settings:
         name = _SGLANG_NAMES.get(flag, flag) if engine == "sglang" else flag
         argv += [name] if value is None else [name, value]
     return (*argv, *extra)
+
+
+def _streaming_flag(version: str) -> str:
+    """SGLang's word for: a stream sends new ids alone."""
+    is_old = bool(version) and is_within(version, _OLD_STREAMING)
+    return "--stream-output" if is_old else "--incremental-streaming-output"
 
 
 def local_launch(argv: Sequence[str], env: Mapping[str, str] | None = None) -> NodeLaunch:

@@ -19,6 +19,8 @@ from m2serve.spec.shape import ModelShape, load_config
 FP8, NVFP4 = "MiniMaxAI/MiniMax-M2.5", "lukealonso/MiniMax-M2.5-NVFP4"
 INT8 = "Eco-Tech/MiniMax-M2.5-w8a8-QuaRot"
 
+WORKLOAD = local_workload(0, 64)
+
 
 def chosen(
     model: str,
@@ -35,7 +37,7 @@ def chosen(
         has_docker=lambda: docker,
         has_gpu_torch=lambda: gpu_torch,
     )
-    found = choose_engine(model, context, (), here)
+    found = choose_engine(model, local_workload(context, 64), (), here)
     assert "\n" not in found.reason
     return found.kind, found.reason
 
@@ -91,8 +93,8 @@ def test_no_model_and_options_of_the_own_engine() -> None:
         raise AssertionError
 
     here = Here(never, never, never, never)  # type: ignore[arg-type]
-    assert choose_engine("", 0, (), here).kind == "own"
-    found = choose_engine(FP8, 0, ("num_threads",), here)
+    assert choose_engine("", WORKLOAD, (), here).kind == "own"
+    found = choose_engine(FP8, WORKLOAD, ("num_threads",), here)
     assert (found.kind, found.reason) == ("own", "no other engine has --num-threads")
 
 
@@ -100,14 +102,15 @@ def test_an_unknown_accelerator_is_the_own_engines() -> None:
     def hardware() -> None:
         raise ResourceError("accelerator 'X1' is not in hardware.toml; name a machine")
 
-    found = choose_engine(FP8, 0, (), Here(hardware=hardware))  # type: ignore[arg-type]
+    found = choose_engine(FP8, WORKLOAD, (), Here(hardware=hardware))  # type: ignore[arg-type]
     assert found.kind == "own"
     assert found.reason == "nothing can be planned: accelerator 'X1' is not in hardware.toml"
 
 
 @pytest.mark.parametrize("context", [1, 2, 100, 2000, 4096, 200_000])
 def test_a_short_context_has_a_workload_within_it(context: int) -> None:
-    workload = local_workload(context)
+    workload = local_workload(context, 64)
+    assert workload.concurrency == 64
     assert workload.max_model_len == context
     assert workload.input_len + workload.output_len <= max(2, context)
 

@@ -10,6 +10,7 @@ from m2serve.cli import engines, planned
 from m2serve.cli.engines import EngineChoice, make_engine
 from m2serve.engine.config import EngineConfig
 from m2serve.errors import UsageError
+from m2serve.spec.engines import find_engine
 from m2serve.spec.hardware import Hardware, parse_hardware
 from m2serve.spec.shape import ModelShape, load_config
 
@@ -61,6 +62,52 @@ def test_a_cpu_keeps_the_engines_defaults(folder: Path, monkeypatch: pytest.Monk
     launch = launch_on(parse_hardware("1xepyc-9004"), folder, monkeypatch)
     assert "--gpu-memory-utilization" not in launch.argv
     assert launch.env == ()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "num_cpus", "bound"),
+    [
+        (("--tensor-parallel-size", "2"), 2, "0|1"),
+        (("--tensor-parallel-size=2",), 8, "0-3|4-7"),
+        (("-tp", "2", "-pp", "2"), 8, "0-1|2-3|4-5|6-7"),
+        (("-pp=3",), 8, "0-1|2-4|5-7"),
+        ((), 8, None),
+        (("-tp", "1"), 8, None),
+        (("-tp", "4"), 2, None),
+        (("-tp", "x"), 2, None),
+    ],
+)
+def test_ranks_on_a_cpu_get_cores_of_their_own(
+    arguments: tuple[str, ...],
+    num_cpus: int,
+    bound: str | None,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.delenv("VLLM_CPU_OMP_THREADS_BIND", raising=False)
+    found = planned.cpu_binding(arguments, num_cpus)
+    assert found == ({} if bound is None else {"VLLM_CPU_OMP_THREADS_BIND": bound})
+    monkeypatch.setenv("VLLM_CPU_OMP_THREADS_BIND", "all")
+    assert planned.cpu_binding(arguments, num_cpus) == {}
+
+
+def test_as_many_users_as_the_server_lets_in(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    launch = launch_on(parse_hardware("1xh200"), folder, monkeypatch)
+    assert launch.argv[launch.argv.index("--max-num-seqs") + 1] == "64"
+
+
+def test_an_older_release_gets_only_what_it_knows(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(engines, "installed_version", lambda kind, command: "0.11.0")
+    launch = launch_on(parse_hardware("1xh200"), folder, monkeypatch)
+    said = capsys.readouterr().err
+    assert "vllm 0.11.0 is installed" in said
+    assert "does not know MiniMaxM2ForCausalLM" in said
+    engine = find_engine("vllm")
+    flags = [word for word in launch.argv if word.startswith("--")]
+    started = {"--host", "--port", "--enable-prompt-tokens-details", "--uvicorn-log-level"}
+    unknown = [f for f in flags if f not in started and not engine.knows_flag(f, "0.11.0")]
+    assert unknown == []
 
 
 def test_docker_stands_in_for_an_engine_that_is_not_installed(

@@ -26,9 +26,16 @@ def test_sglang_has_other_names() -> None:
     argv = engine_argv("sglang", "m", 1, settings=[("--max-model-len", "9"), ("--dtype", "auto")])
     assert " ".join(argv) == (
         "python3 -m sglang.launch_server --model-path m --host 127.0.0.1 --port 1 "
-        "--incremental-streaming-output --log-level-http warning --reasoning-parser minimax "
+        "--log-level-http warning --incremental-streaming-output --reasoning-parser minimax "
         "--context-length 9 --dtype auto"
     )
+
+
+def test_an_older_sglang_has_another_word_for_streaming() -> None:
+    words = engine_argv("sglang", "m", 1, version="0.5.9")
+    assert "--stream-output" in words
+    assert "--incremental-streaming-output" not in words
+    assert "--stream-output" not in engine_argv("sglang", "m", 1, version="0.5.10.post1")
 
 
 def test_a_planned_reasoning_parser_stands() -> None:
