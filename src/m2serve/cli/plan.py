@@ -62,7 +62,9 @@ def plan(
 ) -> None:
     """Choose engine, checkpoint and settings for a machine; with exact memory and a forecast."""
     # numpy and the tables take a while to import, which the other commands should not pay for.
-    from m2serve.plan.claim import claimed_users, judge_claim
+    from m2serve.plan.candidates import variants_for
+    from m2serve.plan.claim import judge_claim
+    from m2serve.plan.claim_figures import claimed_users
     from m2serve.plan.plan import choose
     from m2serve.plan.run_records import read_runs
 
@@ -85,7 +87,8 @@ def plan(
         model, hardware, workload, engine, engine_version, nodes, host_memory_gib << 30, runs
     )
     if claim is not None:
-        _show_verdicts(judge_claim(claim, made, configuration), as_json)
+        verdicts = judge_claim(claim, made, configuration, variants_for(model))
+        _show_verdicts(verdicts, as_json)
     elif as_json or form == "json":
         print(to_json(made))
     elif form != "text":
