@@ -167,6 +167,9 @@ class Plan:
 
     `num_replicas` above 1: as many equal servers, each on its own share of the hardware in order,
     behind one front. `parallelism`, `settings`, `ranks` and `max_model_len` are then of one.
+
+    `devices` are the numbers of the accelerators that are used where the machine has others before
+    them, () the first ones.
     """
 
     model: str
@@ -190,6 +193,7 @@ class Plan:
     rejected: tuple[Rejection, ...] = ()
     departures: tuple[Departure, ...] = ()
     num_replicas: int = 1
+    devices: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)

@@ -134,12 +134,21 @@ def _launch(
         extra=choice.arguments,
         version=version,
     )
-    launch = local_launch(argv, planned.env)
+    launch = local_launch(argv, {**planned.env, **planned.visible()})
     if not (is_missing and planned.accelerators and shutil.which("docker")):
         return launch
     name = f"m2-{kind}-{port}"
     typer.echo(f"{kind} is not installed; it runs in container {name}", err=True)
-    return container_launch(launch, kind, planned.accelerators, folder=config.model_path, name=name)
+    # A container has only the chosen devices and counts them from 0, but AMD's has all.
+    is_amd = planned.accelerators[0].vendor == "amd"
+    return container_launch(
+        launch if is_amd else local_launch(argv, planned.env),
+        kind,
+        planned.accelerators,
+        folder=config.model_path,
+        name=name,
+        devices=planned.devices,
+    )
 
 
 def _words(planned: PlannedEngine) -> list[str]:

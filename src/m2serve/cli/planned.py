@@ -12,10 +12,11 @@ import typer
 from m2serve.devices import local_hardware
 from m2serve.engine.config import EngineConfig
 from m2serve.errors import ResourceError
+from m2serve.launch.command import VISIBLE_DEVICES
 from m2serve.plan.plan import choose
 from m2serve.records import Plan, Setting, Workload
 from m2serve.spec.engines import find_engine
-from m2serve.spec.hardware import Accelerator, hardware_text
+from m2serve.spec.hardware import Accelerator, hardware_text, parse_hardware
 
 # The front reads names and parses answers itself, and says where the engine listens.
 _OURS = ("--served-model-name", "--host", "--port")
@@ -24,13 +25,22 @@ _OURS = ("--served-model-name", "--host", "--port")
 @dataclass(frozen=True)
 class PlannedEngine:
     """`flags` by the engine's own names. Without an accelerator there are none: the engine's own
-    defaults serve a CPU. `plan` None: there was nothing to plan."""
+    defaults serve a CPU. `devices` are the accelerators' numbers, () the first ones. `plan` None:
+    there was nothing to plan."""
 
     accelerators: tuple[Accelerator, ...] = ()
+    devices: tuple[int, ...] = ()
     flags: tuple[tuple[str, str | None], ...] = ()
     env: Mapping[str, str] = field(default_factory=dict)
     host_commands: tuple[str, ...] = ()
     plan: Plan | None = None
+
+    def visible(self) -> dict[str, str]:
+        """The variable that shows an engine its devices alone, where they are not the first."""
+        if not self.devices:
+            return {}
+        name = VISIBLE_DEVICES[self.accelerators[0].vendor]
+        return {name: ",".join(str(number) for number in self.devices)}
 
 
 def local_workload(max_model_len: int, max_num_seqs: int) -> Workload:
@@ -63,8 +73,10 @@ def planned_engine(
     plan = _plan(kind, config.model_path, text, workload, version)
     wanted = [s for s in plan.settings if s.name not in (*_OURS, *overridden)]
     wanted = [s for s in wanted if _is_known(s, kind, version)]
+    used = parse_hardware(plan.hardware).devices
     return PlannedEngine(
-        accelerators=hardware.devices,
+        accelerators=used,
+        devices=plan.devices,
         flags=tuple((s.name, s.value) for s in wanted if s.kind == "flag"),
         env={s.name: s.value or "" for s in wanted if s.kind == "env"},
         host_commands=tuple(s.name for s in wanted if s.kind == "system"),

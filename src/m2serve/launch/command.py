@@ -26,7 +26,7 @@ _PORT_FLAGS = {
     "--data-parallel-rpc-port": "data-parallel ranks of the other nodes, between nodes only",
     "--master-port": "torch.distributed, between nodes only",
 }
-_VISIBLE = {
+VISIBLE_DEVICES = {
     "nvidia": "CUDA_VISIBLE_DEVICES",
     "amd": "HIP_VISIBLE_DEVICES",
     "ascend": "ASCEND_RT_VISIBLE_DEVICES",
@@ -132,9 +132,11 @@ def _listening(options: LaunchOptions, node: int) -> tuple[Setting, ...]:
 def _environment(plan: Plan, options: LaunchOptions) -> tuple[Setting, ...]:
     settings: list[Setting] = []
     vendor = hardware_of(plan).groups[0].accelerator.vendor
-    if options.devices and vendor in _VISIBLE:
+    if options.devices and vendor in VISIBLE_DEVICES:
         value = ",".join(str(device) for device in options.devices)
-        settings.append(Setting("env", _VISIBLE[vendor], value, "the devices chosen", _SOURCE))
+        settings.append(
+            Setting("env", VISIBLE_DEVICES[vendor], value, "the devices chosen", _SOURCE)
+        )
     if options.hub == "modelscope" and plan.variant and plan.engine in _MODELSCOPE:
         name, value = _MODELSCOPE[plan.engine]
         settings.append(Setting("env", name, value, "weights come from ModelScope", _SOURCE))

@@ -27,9 +27,11 @@ def container_launch(
     folder: str,
     name: str,
     engine_version: str = "",
+    devices: tuple[int, ...] = (),
 ) -> NodeLaunch:
     """`launch` is for the host (local.local_launch), `folder` the checkpoint its argv names,
-    `accelerators` the machine's, `name` the container's. The release is the engine's default.
+    `accelerators` those that are used, `devices` their numbers (() the first ones), `name` the
+    container's. The release is the engine's default.
 
     Raises UsageError where the engine has no image for the accelerators.
     """
@@ -40,7 +42,7 @@ def container_launch(
     image = row.image_for(engine_version or row.default_version, first.arch)
     if not image or first.arch not in row.archs:
         raise UsageError(f"{engine} has no container image for {first.title}")
-    plumbing = vendor_plumbing(first.vendor, len(accelerators))
+    plumbing = vendor_plumbing(first.vendor, len(accelerators), devices)
     path = os.path.abspath(folder)
     plumbing = replace(plumbing, mounts=(*plumbing.mounts, folder_mount(path)))
     inside = tuple(path if word == folder else word for word in launch.argv)

@@ -9,7 +9,7 @@ from m2serve.launch.compose import compose_files
 from m2serve.launch.docker import docker_files
 from m2serve.launch.files import LaunchFile
 from m2serve.launch.kubernetes import kubernetes_files
-from m2serve.launch.options import DEFAULTS, LaunchOptions
+from m2serve.launch.options import DEFAULTS, LaunchOptions, placed
 from m2serve.launch.recipe import recipe_files
 from m2serve.launch.shell import shell_files
 from m2serve.launch.slurm import slurm_files
@@ -33,4 +33,4 @@ def launch_files(
     """The files of a form, in the order the nodes start; raises UsageError where a form cannot
     hold the plan.
     """
-    return FORMS[form](plan, options)
+    return FORMS[form](plan, placed(plan, options))

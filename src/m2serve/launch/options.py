@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ipaddress
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from m2serve.errors import UsageError
@@ -37,6 +37,11 @@ class LaunchOptions:
 
 
 DEFAULTS = LaunchOptions()
+
+
+def placed(plan: Plan, options: LaunchOptions) -> LaunchOptions:
+    """With the plan's devices where no others were chosen."""
+    return options if options.devices else replace(options, devices=plan.devices)
 
 
 def hardware_of(plan: Plan) -> Hardware:

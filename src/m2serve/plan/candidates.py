@@ -34,8 +34,13 @@ def cuts(hardware: Hardware, engine: str, input_len: int) -> Iterator[Parallelis
 
 
 def machines(hardware: Hardware, objective: Objective) -> tuple[Hardware, ...]:
-    """All devices; for the lowest cost also fewer, which leaves the rest free."""
-    if objective != "cost" or not hardware.is_uniform:
+    """All devices; of unequal ones also each kind alone, which is not held up by the slowest; for
+    the lowest cost also fewer. The rest stays free.
+    """
+    if not hardware.is_uniform:
+        alone = (dataclasses.replace(hardware, groups=(group,)) for group in hardware.groups)
+        return (hardware, *alone)
+    if objective != "cost":
         return (hardware,)
     in_node = sum(group.count for group in hardware.groups)
     device = hardware.groups[0].accelerator

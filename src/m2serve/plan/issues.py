@@ -5,6 +5,7 @@ from __future__ import annotations
 from m2serve.plan.configuration import Configuration
 from m2serve.plan.setting import Settings
 from m2serve.records import IssueNote, Setting, Workload
+from m2serve.spec.hardware import Accelerator
 from m2serve.spec.known_issues import KnownIssue, issues_for
 from m2serve.spec.situation import Situation
 
@@ -14,8 +15,12 @@ _PLANNED = ("--max-model-len", "--max-num-batched-tokens", "--gpu-memory-utiliza
 
 
 def open_issues(c: Configuration, settings: Settings, workload: Workload) -> tuple[KnownIssue, ...]:
-    """What the plan still has."""
-    return issues_for(situation(c, settings, workload))
+    """What the plan still has, on any of its kinds of devices."""
+    found: dict[str, KnownIssue] = {}
+    for device in dict.fromkeys(c.devices):
+        for issue in issues_for(situation(c, settings, workload, device)):
+            found.setdefault(issue.id, issue)
+    return tuple(found.values())
 
 
 def is_serious(issue: KnownIssue) -> bool:
@@ -44,13 +49,15 @@ def issue_notes(
     return tuple(notes + [_note(i, f"open: {i.fix}") for i in left])
 
 
-def situation(c: Configuration, settings: Settings, workload: Workload) -> Situation:
-    """The plan as flat facts."""
-    cut, device = c.parallelism, c.devices[0]
+def situation(
+    c: Configuration, settings: Settings, workload: Workload, device: Accelerator
+) -> Situation:
+    """The plan as flat facts, as one of its devices sees it."""
+    cut = c.parallelism
     return Situation(
         engine=c.engine.name,
         engine_version=c.version,
-        arch=c.arch,
+        arch=device.arch,
         accelerator=device.name,
         vendor=device.vendor,
         num_devices=len(c.devices),

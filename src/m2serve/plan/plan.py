@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
 
 from m2serve.errors import ResourceError, UsageError
 from m2serve.plan.candidates import variants_for
@@ -72,8 +73,41 @@ def choose(
     if not result.found:
         raise ResourceError(_why_nothing(model, hardware, result))
     best, settings, skipped = _first_sound(result)
-    plan = _plan(model, best, settings, skipped, result, warnings_of(best, machine, runs))
+    warnings = (
+        *warnings_of(best, machine, runs),
+        *_one_server_a_node(engines, variants, machine, workload, best),
+    )
+    plan = _plan(model, best, settings, skipped, result, warnings, machine)
     return plan, best.configuration
+
+
+def _one_server_a_node(
+    engines: Sequence[tuple[Engine, str]],
+    variants: Sequence[Variant],
+    machine: Hardware,
+    workload: Workload,
+    best: Candidate,
+) -> Iterator[str]:
+    """Whether as many independent servers as nodes would do better than one over all of them."""
+    nodes = machine.num_nodes
+    if nodes == 1 or best.configuration.hardware.num_nodes == 1:
+        return
+    share = replace(workload, concurrency=-(-workload.concurrency // nodes))
+    found = search(engines, variants, replace(machine, num_nodes=1), share).found
+    if not found or not found[0].holds_workload:
+        return
+    alone = found[0]
+    rate = nodes * alone.speed.output_tokens_per_s.value
+    tpot = alone.speed.tpot_ms.value
+    is_better = rate > best.speed.output_tokens_per_s.value
+    if workload.objective == "latency":
+        is_better = tpot < best.speed.tpot_ms.value
+    if is_better:
+        yield (
+            f"One server a node is predicted better: {alone.configuration} on each, {tpot:.1f} ms "
+            f"a token and {rate:,.0f} tokens/s on all {nodes} nodes. Plan a node alone, and put "
+            "`m2 serve MODEL --upstream URL --upstream URL` in front."
+        )
 
 
 def _check(workload: Workload) -> None:
@@ -134,6 +168,7 @@ def _plan(
     skipped: dict[str, str],
     result: Search,
     warnings: tuple[str, ...],
+    machine: Hardware,
 ) -> Plan:
     c, workload = best.configuration, best.workload
     is_family = "/" not in model and c.variant.own_shape is None
@@ -160,7 +195,18 @@ def _plan(
         rejected=result.rejected,
         departures=departures_of(c, settings),
         num_replicas=c.num_replicas,
+        devices=_device_numbers(c.machine, machine),
     )
+
+
+def _device_numbers(used: Hardware, machine: Hardware) -> tuple[int, ...]:
+    """Of one kind of device behind others of an unequal machine; () where it is the first."""
+    if machine.is_uniform or used.groups == machine.groups:
+        return ()
+    (group,) = used.groups
+    before = machine.groups[: machine.groups.index(group)]
+    first = sum(other.count for other in before)
+    return tuple(range(first, first + group.count)) if first else ()
 
 
 def _runners_up(best: Candidate, skipped: dict[str, str], result: Search) -> tuple[Rejection, ...]:

@@ -22,6 +22,11 @@ from m2serve.records import Estimate, Speed, Workload
 # SGLang's published single streams on B200 and GB300 against vLLM's.
 _SGLANG_MS = {"sm_100": 2.8, "sm_103": 2.8}
 _CROSS_NODE_TENSOR_MS = 12.0  # 124 all-reduces over 200 GbE, 2 x DGX Spark
+# One exchange of a layer's tokens between ranks on several nodes, out and back, by the number of
+# ranks: DeepEP's low-latency kernels on H800 over 400 Gb/s InfiniBand, hidden size 7,168
+# (deepseek-ai/DeepEP, docs/legacy.md). Other backends are slower.
+_EXCHANGE_MS = ((16, 0.313), (32, 0.428), (64, 0.487), (128, 0.561))
+_EXCHANGE_HIDDEN = 7168
 _HOP_MS = 0.3
 _OWN_ENGINE_MS = 22.0  # without CUDA graphs
 _HOST_LINK_BYTES_PER_MS = 50e6
@@ -61,10 +66,24 @@ def _extra_ms(c: Configuration) -> float:
         extra += _SGLANG_MS.get(c.arch, 0.0)
     if cut.tensor > c.devices_per_node:
         extra += _CROSS_NODE_TENSOR_MS
+    elif c.engine.name != "vllm-ascend":  # whose figures are of several nodes already
+        extra += _exchange_ms(c)
     if c.engine.name == "own":
         extra += _OWN_ENGINE_MS
     extra += cut.pipeline * c.cpu_offload_bytes / _HOST_LINK_BYTES_PER_MS
     return extra + (cut.pipeline - 1) * _HOP_MS
+
+
+def _exchange_ms(c: Configuration) -> float:
+    """What experts on other nodes add to a step."""
+    cut, shape = c.parallelism, c.shape
+    if c.hardware.num_nodes == 1 or not cut.expert_parallel:
+        return 0.0
+    if c.expert_shards <= c.devices_per_node:
+        return 0.0
+    fits = (ms for ranks, ms in _EXCHANGE_MS if c.expert_shards <= ranks)
+    each = next(fits, _EXCHANGE_MS[-1][1])
+    return each * shape.num_hidden_layers * shape.hidden_size / _EXCHANGE_HIDDEN
 
 
 def _basis(c: Configuration, constants: SpeedConstants) -> tuple[str, float, float]:
@@ -86,6 +105,7 @@ def _basis(c: Configuration, constants: SpeedConstants) -> tuple[str, float, flo
 def _is_measured(c: Configuration, constants: SpeedConstants) -> bool:
     return (
         c.engine.name == "vllm"
+        and c.hardware.num_nodes == 1
         and c.parallelism.pipeline == 1
         and c.devices[0].name in measured_accelerators(constants)
         and not c.cpu_offload_bytes

@@ -84,8 +84,12 @@ def _graphs(c: Configuration) -> Settings:
 
 
 def _moe(c: Configuration, has_little_room: bool) -> Settings:
-    """Which kernels run the experts, where the engine's own choice is wrong or too hungry."""
-    quantization = c.held.quantization
+    """Which kernels run the experts, where the engine's own choice is wrong or too hungry. A flag
+    names one kernel for all cards, so unequal ones are left to the engine."""
+    quantization, is_mixed = c.held.quantization, len(c.archs) > 1
+    if quantization == "nvfp4" and is_mixed:
+        reason = "FlashInfer copies the experts to reorder them while loading"
+        return env(c, "VLLM_USE_FLASHINFER_MOE_FP4", 0, reason, CARD)
     if quantization == "nvfp4" and c.arch == "sm_121":
         reason = "the FP4 kernels give garbage on sm_121; Marlin unpacks to BF16"
         return flag(c, "moe_backend", "marlin", reason, SPARK)
@@ -103,7 +107,7 @@ def _moe(c: Configuration, has_little_room: bool) -> Settings:
 
 
 def _hopper(c: Configuration) -> Settings:
-    if c.arch != "sm_90" or c.held.quantization != "fp8":
+    if c.archs != ("sm_90",) or c.held.quantization != "fp8":
         return ()
     settings: Settings = ()
     if not c.parallelism.expert_parallel:
@@ -115,7 +119,7 @@ def _hopper(c: Configuration) -> Settings:
 
 
 def _amd(c: Configuration) -> Settings:
-    if c.arch not in ("gfx942", "gfx950"):
+    if not set(c.archs) <= {"gfx942", "gfx950"}:
         return ()
     reason = "not the default since 0.20, and 2,600 against 1,600 tokens/s a GPU"
     return (
@@ -126,7 +130,7 @@ def _amd(c: Configuration) -> Settings:
 
 
 def _attention(c: Configuration) -> Settings:
-    if c.kv_cache_dtype != "fp8" or c.arch not in ("sm_89", "sm_90"):
+    if c.kv_cache_dtype != "fp8" or not set(c.archs) & {"sm_89", "sm_90"}:
         return ()
     reason = "FlashAttention keeps the KV cache in BF16 here, FlashInfer reads FP8"
     return flag(c, "attention_backend", "FLASHINFER", reason, RECIPE)

@@ -137,6 +137,11 @@ def _loading(candidate: Candidate) -> Iterator[str]:
 
 
 def _hardware(candidate: Candidate) -> Iterator[str]:
+    if not candidate.configuration.hardware.is_uniform:
+        yield (
+            "Layers go to the cards in the order the hardware was named in; name them in the order "
+            "of nvidia-smi, or the big card's layers land on a small one."
+        )
     unverified = {d.name for d in candidate.configuration.devices if not d.is_verified}
     for name in sorted(unverified):
         yield f"Figures of {name} are from sources that disagree or were not verified."
