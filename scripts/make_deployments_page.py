@@ -11,10 +11,10 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from m2serve.launch.command import make_launch
-from m2serve.plan.configuration import describe_cut, describe_replicas
-from m2serve.plan.departures import LAUNCH_FLAGS, canonical, departures_from
-from m2serve.plan.plan import make_plan
-from m2serve.records import Estimate, Parallelism, Plan, Workload
+from m2serve.plan.configuration import Configuration, describe_cut, describe_replicas
+from m2serve.plan.departures import LAUNCH_FLAGS, canonical, cut_of, departures_from
+from m2serve.plan.plan import choose
+from m2serve.records import Estimate, Plan, Workload
 from m2serve.spec.deployments import (
     Deployment,
     Document,
@@ -70,7 +70,7 @@ def workload_of(deployment: Deployment) -> Workload:
 
 
 def _section(row: Deployment, document: Document) -> str:
-    plan = make_plan(
+    plan, configuration = choose(
         row.model,
         row.hardware,
         workload_of(row),
@@ -81,7 +81,7 @@ def _section(row: Deployment, document: Document) -> str:
         f"## {row.id}: {row.title}",
         f"{document.title}, {document.period}.",
         _table(("", "document", "plan"), _facts(row, plan)),
-        _table(("setting", "document", "plan", "why"), _settings(row, plan)),
+        _table(("setting", "document", "plan", "why"), _settings(row, plan, configuration)),
     ]
     if host := list(_host_commands(row, plan)):
         parts.append(_table(("on the host", "document", "plan"), host))
@@ -104,7 +104,7 @@ def _facts(row: Deployment, plan: Plan) -> Iterator[tuple[str, ...]]:
     yield "checkpoint", row.model, plan.model
     yield "hardware", row.hardware + nodes, plan.hardware + nodes
     planned = describe_replicas(plan.num_replicas, plan.parallelism)
-    yield "cut", describe_cut(_cut(row)), planned
+    yield "cut", describe_cut(cut_of(row)), planned
     length = f"{row.max_model_len:,}" if row.max_model_len else _UNSTATED
     yield "context", length, f"{plan.max_model_len:,}"
     yield "KV cache, tokens", _UNSTATED, f"{plan.kv_cache_tokens:,}"
@@ -113,23 +113,11 @@ def _facts(row: Deployment, plan: Plan) -> Iterator[tuple[str, ...]]:
     yield "weights, GiB a device", f"{next(stated, _UNSTATED)}", f"{weights:.2f}"
 
 
-def _cut(row: Deployment) -> Parallelism:
-    return Parallelism(
-        tensor=row.tensor,
-        pipeline=row.pipeline,
-        data=row.data,
-        expert_parallel=row.expert_parallel,
-        decode_context=row.decode_context,
-        prefill_context=row.prefill_context,
-        pipeline_layers=row.pipeline_layers,
-    )
-
-
-def _settings(row: Deployment, plan: Plan) -> Iterator[tuple[str, ...]]:
+def _settings(row: Deployment, plan: Plan, c: Configuration) -> Iterator[tuple[str, ...]]:
     """The document's settings in its order, then what the plan adds."""
     left_out = {
         canonical(d.setting.partition(" ")[0]): d.reason
-        for d in departures_from(row, plan.settings)
+        for d in departures_from(row, plan.settings, c, plan.workload)
     }
     mine = {(canonical(s.name), s.node): s for s in plan.settings if s.kind != "system"}
     seen = set()
@@ -173,7 +161,7 @@ def _figures(row: Deployment, plan: Plan) -> Iterator[tuple[str, ...]]:
     for metric, estimate in predicted.items():
         fits = [r for r in row.results if r.metric == metric and _is_for(r, plan.workload, row)]
         if fits:
-            published = "; ".join(_published(result) for result in fits)
+            published = "; ".join(_published(result, plan.workload) for result in fits)
             yield f"{metric.partition('_')[0]}, {fits[0].unit}", published, _estimate(estimate)
 
 
@@ -185,8 +173,12 @@ def _is_for(result: Published, workload: Workload, row: Deployment) -> bool:
     return is_own and same and result.concurrency == workload.concurrency
 
 
-def _published(result: Published) -> str:
-    context = f" at {result.context_len:,} tokens" if result.context_len else ""
+def _published(result: Published, workload: Workload) -> str:
+    context = ""
+    if result.context_len:
+        context = f" at {result.context_len:,} tokens"
+        if result.context_len > 2 * workload.input_len:
+            context += " of context, more than is predicted for"
     note = "" if result.is_trusted else f" (not trusted: {result.note})"
     return f"{result.value:,.6g}{context}{note}"
 

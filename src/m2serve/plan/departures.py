@@ -1,7 +1,7 @@
 """Where a plan differs from a published deployment of the same kind, setting by setting.
 
-A setting of a document that the plan leaves out needs a reason here; one that the plan gives
-another value has the reason of the plan's own setting.
+A setting of a document that the plan leaves out or gives another value needs a reason here; another
+cut is held against the document's by the forecast.
 """
 
 from __future__ import annotations
@@ -10,9 +10,11 @@ import json
 import re
 from collections.abc import Iterator
 
-from m2serve.plan.configuration import Configuration
+from m2serve.plan.configuration import Configuration, describe_replicas
+from m2serve.plan.memory import plan_memory
+from m2serve.plan.predict import predict
 from m2serve.plan.setting import Settings
-from m2serve.records import Departure
+from m2serve.records import Departure, Parallelism, Workload
 from m2serve.spec.deployments import Deployment, load_deployments
 from m2serve.spec.hardware import parse_hardware
 from m2serve.spec.variants import find_variant
@@ -32,7 +34,18 @@ _CUT_FLAGS = (
     "--ep-size",
 )
 
+_LAYERS = "VLLM_PP_LAYER_PARTITION"
+
 OTHER_VALUES = {
+    "--gpu-memory-utilization": "the memory plan holds with it; what the document leaves free "
+    "becomes KV cache",
+    "--mem-fraction-static": "the memory plan holds with it, by the exact bytes of the weights",
+    "--max-num-seqs": "the power of two that holds the workload's users on a data-parallel rank",
+    "--max-num-batched-tokens": "the memory plan books the activations of so many tokens",
+    _LAYERS: "by the exact bytes of layers and KV cache on these cards, none in host memory",
+    "--reasoning-parser": "thinking goes to its own field, where clients look for it; the "
+    "document's parser leaves it in the content",
+    "--served-model-name": "clients of every plan ask for one name",
     "LD_PRELOAD": "nothing else is preloaded, and only a shell would expand $LD_PRELOAD",
 }
 
@@ -57,12 +70,14 @@ REASONS = {
 _PLACEHOLDER = re.compile(r"\{\w{1,32}\}")
 
 
-def departures_of(c: Configuration, settings: Settings) -> tuple[Departure, ...]:
+def departures_of(
+    c: Configuration, settings: Settings, workload: Workload
+) -> tuple[Departure, ...]:
     """Against every published deployment with this engine, hardware and quantization."""
     found: list[Departure] = []
     for deployment in load_deployments():
         if deployment.variant_of == "" and is_alike(c, deployment):
-            found += departures_from(deployment, settings)
+            found += departures_from(deployment, settings, c, workload)
     return tuple(found)
 
 
@@ -74,8 +89,22 @@ def is_alike(c: Configuration, deployment: Deployment) -> bool:
     return same and find_variant(deployment.model).quantization == c.variant.quantization
 
 
-def departures_from(deployment: Deployment, settings: Settings) -> Iterator[Departure]:
-    """What the plan sets otherwise or not at all; a reason of "" is a gap in REASONS."""
+def cut_of(deployment: Deployment) -> Parallelism:
+    return Parallelism(
+        tensor=deployment.tensor,
+        pipeline=deployment.pipeline,
+        data=deployment.data,
+        expert_parallel=deployment.expert_parallel,
+        decode_context=deployment.decode_context,
+        prefill_context=deployment.prefill_context,
+        pipeline_layers=deployment.pipeline_layers,
+    )
+
+
+def departures_from(
+    deployment: Deployment, settings: Settings, c: Configuration, workload: Workload
+) -> Iterator[Departure]:
+    """What the plan of `c` sets otherwise or not at all; a reason of "" is a gap in the tables."""
     mine = {canonical(s.name): s for s in settings if s.kind in ("flag", "env")}
     theirs = [*deployment.settings, *deployment.environment]
     theirs += [pair for pair in _of_nodes(deployment) if pair not in theirs]
@@ -89,13 +118,39 @@ def departures_from(deployment: Deployment, settings: Settings) -> Iterator[Depa
             yield Departure(deployment.id, text, _missing_reason(key, value))
         elif not is_same_value(value, own.value) and own.node is None:
             text = f"{own.name} {own.value} instead of {value}"
-            yield Departure(deployment.id, text, OTHER_VALUES.get(key, own.reason))
+            is_cut = key in _CUT_FLAGS
+            why = _against(deployment, c, workload) if is_cut else OTHER_VALUES.get(key, "")
+            yield Departure(deployment.id, text, why)
     commands = {s.name for s in settings if s.kind == "system"}
     for command in deployment.host_commands:
         if command.startswith("sysctl") and command.replace("sysctl k", "sysctl -w k") in commands:
             continue
         if command not in commands:
             yield Departure(deployment.id, command, _command_reason(command))
+
+
+def _against(deployment: Deployment, c: Configuration, workload: Workload) -> str:
+    """The document's cut and the plan's, by the forecast and the memory plan."""
+    cut = cut_of(deployment)
+    users = -(-workload.concurrency // cut.data)
+    theirs = c.replace(
+        parallelism=cut, hardware=c.machine, num_replicas=1, max_num_seqs=max(16, users)
+    )
+    said = [_cut_figures(each, workload) for each in (theirs, c)]
+    return f"by the forecast {said[0]}; {said[1]}"
+
+
+def _cut_figures(c: Configuration, workload: Workload) -> str:
+    memory = plan_memory(c)
+    name = describe_replicas(c.num_replicas, c.parallelism)
+    if memory.shortfall_bytes:
+        return f"{name} does not fit"
+    speed = predict(c, memory, workload)
+    held = memory.kv_cache_tokens * c.num_replicas
+    return (
+        f"{name} has {speed.tpot_ms.value:.1f} ms a token, "
+        f"{speed.output_tokens_per_s.value:,.0f} tokens/s and room for {held:,} tokens"
+    )
 
 
 def canonical(name: str) -> str:

@@ -193,7 +193,7 @@ def _plan(
         warnings=warnings,
         runners_up=_runners_up(best, skipped, result),
         rejected=result.rejected,
-        departures=departures_of(c, settings),
+        departures=departures_of(c, settings, workload),
         num_replicas=c.num_replicas,
         devices=_device_numbers(c.machine, machine),
     )

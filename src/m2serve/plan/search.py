@@ -135,16 +135,24 @@ def _try(c: Configuration, workload: Workload, runs: Sequence[Run]) -> Candidate
     objection = first_objection(c)
     if objection is not None:
         return Rejection(str(c), objection)
+    least = workload.max_model_len or request_tokens(workload)
     fits = []
     for trial in _profiles(c, workload):
         candidate = _sized(trial, workload, runs)
         if candidate is None:
             continue
-        if candidate.holds_workload:
+        if candidate.holds_workload and candidate.memory.safe_tokens >= least:
             return candidate
         fits.append(candidate)
     if fits:
-        return max(fits, key=lambda candidate: candidate.memory.kv_cache_tokens)
+        return max(
+            fits,
+            key=lambda candidate: (
+                candidate.holds_workload,
+                candidate.memory.safe_tokens >= least,
+                candidate.memory.kv_cache_tokens,
+            ),
+        )
     return Rejection(str(c), _why_it_does_not_fit(c, workload))
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
+from m2serve.plan.configuration import Configuration
 from m2serve.plan.measured import is_of
 from m2serve.plan.overhead import SOURCE
 from m2serve.plan.ranking import Candidate, workload_tokens
@@ -59,14 +60,24 @@ def _memory(candidate: Candidate, workload: Workload) -> Iterator[str]:
             f"{workload_tokens(workload, c.num_replicas):,} at once: some will wait."
         )
     if memory.safe_tokens < c.max_model_len:
+        cure = "lower the context" if memory.safe_tokens else _without_room(c)
         yield (
             f"Overhead is estimated ({SOURCE}). A quarter more leaves {memory.safe_tokens:,} "
             f"tokens, less than the context of {c.max_model_len:,}; if the engine does not start, "
-            "lower the context."
+            f"{cure}."
         )
     if c.cpu_offload_bytes:
         host = c.cpu_offload_bytes * c.devices_per_node / _GIB
         yield f"Each node pins {host:.0f} GiB of host memory, and every step reads it over the bus."
+
+
+def _without_room(c: Configuration) -> str:
+    """What frees memory where the KV cache is not what fills it."""
+    offload = c.engine.flag("cpu_offload_gb", c.version)
+    eager = c.engine.flag("enforce_eager", c.version)
+    cures = [f"leave graphs out ({eager})"] if eager else []
+    cures += [f"keep some weights in host memory ({offload})"] if offload else []
+    return " or ".join(cures) or "take a smaller checkpoint"
 
 
 def _speed(candidate: Candidate, workload: Workload) -> Iterator[str]:

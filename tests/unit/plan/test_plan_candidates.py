@@ -5,7 +5,8 @@ import pytest
 from m2serve.errors import UsageError
 from m2serve.plan.candidates import cuts, good_version, machines, variants_for
 from m2serve.plan.departures import departures_from, is_same_value
-from m2serve.records import Setting
+from m2serve.plan.plan import choose
+from m2serve.records import Setting, Workload
 from m2serve.spec.deployments import Deployment
 from m2serve.spec.engines import find_engine
 from m2serve.spec.hardware import parse_hardware
@@ -102,7 +103,9 @@ def test_values_are_compared_by_meaning(
 
 def test_a_flag_without_a_reason_is_seen() -> None:
     deployment = Deployment("X", "x", "card", "1xb200", "vllm", "0.16.0", "m", flags=("--new 1",))
-    assert [d.reason for d in departures_from(deployment, ())] == [""]
+    plan, c = choose("MiniMaxAI/MiniMax-M2.5", "4xb200", Workload(), engine="vllm")
+    rest = (c, plan.workload)
+    assert [d.reason for d in departures_from(deployment, (), *rest)] == [""]
     mine = (Setting("flag", "--new", "2", "because", "here"),)
-    found = list(departures_from(deployment, mine))
-    assert [(d.setting, d.reason) for d in found] == [("--new 2 instead of 1", "because")]
+    found = list(departures_from(deployment, mine, *rest))
+    assert [(d.setting, d.reason) for d in found] == [("--new 2 instead of 1", "")]

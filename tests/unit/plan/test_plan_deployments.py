@@ -4,8 +4,9 @@ plan says why not.
 
 import pytest
 
+from m2serve.plan.configuration import Configuration
 from m2serve.plan.departures import departures_from
-from m2serve.plan.plan import make_plan
+from m2serve.plan.plan import choose, make_plan
 from m2serve.records import Plan, Workload
 from m2serve.spec.deployments import Deployment, find_deployment, load_deployments
 
@@ -45,7 +46,6 @@ EXPECTED = {
         "--cpu-offload-gb",
         "--max-num-seqs",
         "--enforce-eager",
-        "--gpu-memory-utilization",
         "VLLM_PP_LAYER_PARTITION",
     },
     "D12": {NO_CODE, "--gpu-memory-utilization"},
@@ -63,7 +63,6 @@ EXPECTED = {
         SPLIT,
         "--served-model-name",
         "--max-num-seqs",
-        "--gpu-memory-utilization",
         "--mm_processor_cache_type",
         "VLLM_TORCH_PROFILER_WITH_STACK",
         "VLLM_TORCH_PROFILER_DIR",
@@ -86,7 +85,11 @@ def workload_of(deployment: Deployment) -> Workload:
 
 
 def plan_of(deployment: Deployment, hardware: str = "") -> Plan:
-    return make_plan(
+    return choice_of(deployment, hardware)[0]
+
+
+def choice_of(deployment: Deployment, hardware: str = "") -> tuple[Plan, Configuration]:
+    return choose(
         deployment.model,
         hardware or deployment.hardware,
         workload_of(deployment),
@@ -97,14 +100,27 @@ def plan_of(deployment: Deployment, hardware: str = "") -> Plan:
 
 @pytest.mark.parametrize("deployment", load_deployments(), ids=lambda row: row.id)
 def test_every_departure_has_a_reason(deployment: Deployment) -> None:
-    for departure in departures_from(deployment, plan_of(deployment).settings):
+    plan, c = choice_of(deployment)
+    for departure in departures_from(deployment, plan.settings, c, plan.workload):
         assert departure.reason, departure.setting
+
+
+def test_another_cut_is_held_against_the_documents() -> None:
+    deployment = find_deployment("D14")
+    plan, c = choice_of(deployment)
+    found = departures_from(deployment, plan.settings, c, plan.workload)
+    [reason] = {d.reason for d in found if d.setting.startswith("--tensor-parallel-size")}
+    assert "TP4 DP4 EP has" in reason
+    assert "TP8 DP2 EP has" in reason
+    assert f"{plan.speed.tpot_ms.value:.1f} ms a token" in reason
+    assert f"{plan.kv_cache_tokens:,} tokens" in reason
 
 
 @pytest.mark.parametrize("name", BASE_IDS)
 def test_departures_are_the_known_ones(name: str) -> None:
     deployment = find_deployment(name)
-    found = departures_from(deployment, plan_of(deployment).settings)
+    plan, c = choice_of(deployment)
+    found = departures_from(deployment, plan.settings, c, plan.workload)
     assert {departure.setting.partition(" ")[0] for departure in found} == EXPECTED[name]
 
 
