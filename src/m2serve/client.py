@@ -16,7 +16,7 @@ from typing import Any
 
 import httpx2
 
-from m2serve.errors import M2Error
+from m2serve.errors import M2Error, UsageError
 
 MAX_EVENT_BYTES = 16 * 1024 * 1024
 _ERROR_BODY_CHARS = 500
@@ -24,6 +24,17 @@ _ERROR_BODY_CHARS = 500
 
 class EndpointError(M2Error):
     """The endpoint cannot be reached, or answered with an error; the sentence says which."""
+
+
+# What httpx2 raises before and while it asks: also for a port or host that cannot be, for a number
+# JSON does not have, and from its connection attempts as a group.
+REQUEST_ERRORS = (
+    httpx2.HTTPError,
+    httpx2.InvalidURL,
+    ValueError,
+    OverflowError,
+    ExceptionGroup,
+)
 
 
 @dataclass(frozen=True)
@@ -41,9 +52,8 @@ class Endpoint:
         self, base_url: str, *, api_key: str | None = None, timeout_s: float = 600.0
     ) -> None:
         self.base_url = base_url.rstrip("/").removesuffix("/v1")
-        headers = {"Authorization": f"Bearer {api_key}"} if api_key else {}
         timeout = httpx2.Timeout(timeout_s, connect=10.0)
-        self._http = httpx2.AsyncClient(headers=headers, timeout=timeout)
+        self.http = httpx2.AsyncClient(headers=key_header(api_key), timeout=timeout)
 
     async def __aenter__(self) -> Endpoint:
         return self
@@ -54,13 +64,13 @@ class Endpoint:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        await self._http.aclose()
+        await self.http.aclose()
 
     async def get(self, path: str) -> dict[str, Any]:
         """GET a JSON object; raises EndpointError."""
         try:
-            response = await self._http.get(self.base_url + path)
-        except (httpx2.HTTPError, httpx2.InvalidURL) as error:
+            response = await self.http.get(self.base_url + path)
+        except REQUEST_ERRORS as error:
             raise self._unreachable(error) from error
         if response.status_code != 200:
             raise self._refused(path, response.status_code, response.content)
@@ -69,7 +79,7 @@ class Endpoint:
     async def stream(self, path: str, body: dict[str, Any]) -> AsyncIterator[TimedChunk]:
         """POST and yield each event until [DONE]; raises EndpointError, also for error events."""
         try:
-            async with self._http.stream("POST", self.base_url + path, json=body) as response:
+            async with self.http.stream("POST", self.base_url + path, json=body) as response:
                 if response.status_code != 200:
                     raise self._refused(path, response.status_code, await response.aread())
                 async for payload in _sse_payloads(response.aiter_bytes()):
@@ -80,7 +90,7 @@ class Endpoint:
                     if "error" in data:
                         raise EndpointError(f"{self.base_url} broke off: {_error_text(data)}")
                     yield TimedChunk(now, data)
-        except (httpx2.HTTPError, httpx2.InvalidURL) as error:
+        except REQUEST_ERRORS as error:
             raise self._unreachable(error) from error
 
     def _unreachable(self, error: Exception) -> EndpointError:
@@ -93,6 +103,13 @@ class Endpoint:
         except EndpointError:
             text = content.decode(errors="replace")[:_ERROR_BODY_CHARS]
         return EndpointError(f"{self.base_url}{path} answered {status}: {text}")
+
+
+def key_header(api_key: str | None) -> dict[str, str]:
+    """The header that carries the key; raises UsageError for one that no header may hold."""
+    if api_key and not (api_key.isascii() and api_key.isprintable()):
+        raise UsageError("the API key holds characters that no HTTP header may hold")
+    return {"Authorization": f"Bearer {api_key}"} if api_key else {}
 
 
 async def _sse_payloads(pieces: AsyncIterator[bytes]) -> AsyncIterator[bytes]:

@@ -47,10 +47,10 @@ def resolve(
     """
     # Not Path.expanduser, which raises for a user it does not know.
     folder = Path(os.path.expanduser(model))
-    if model and folder.is_dir():
+    if model and os.path.isdir(folder):
         return folder
     if _looks_like_a_path(model):
-        kind = "is a file" if folder.is_file() else "does not exist"
+        kind = "is a file" if os.path.isfile(folder) else "does not exist"
         raise UsageError(f"{model!r} {kind}; give the folder of a checkpoint or a hub id")
     if not _HUB_ID.fullmatch(model):
         raise UsageError(

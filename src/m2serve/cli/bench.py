@@ -11,21 +11,20 @@ from rich.console import Console
 from rich.table import Table
 
 from m2serve.checkpoint.hub import resolve
-from m2serve.errors import UsageError
+from m2serve.engine.config import CpuActivation, Device, DType
+from m2serve.errors import ResourceError, UsageError
 
 if TYPE_CHECKING:
     import torch
 
     from m2serve.bench.engine import EngineBenchResult, Spread
     from m2serve.model.minimax_m2 import MiniMaxM2
+    from m2serve.spec.shape import ModelShape
 
 app = typer.Typer(help="Measure.", no_args_is_help=True, rich_markup_mode=None)
 
 Shape = Literal["m2.5", "mid", "miniature"]
 Format = Literal["bf16", "fp8", "nvfp4", "mxfp4", "int4-g32", "int4-g128", "int8"]
-Device = Literal["auto", "cpu", "cuda"]
-CpuActivation = Literal["float", "int8"]
-DType = Literal["auto", "bfloat16", "float32"]
 
 
 @app.callback()
@@ -62,7 +61,7 @@ def engine(
         int, typer.Option(min=0, help="Tokens each sequence has in the KV cache before its prompt.")
     ] = 0,
     repeat: Annotated[int, typer.Option(min=1, help="Runs; medians are printed.")] = 3,
-    num_threads: Annotated[int, typer.Option(min=0, help="0: one a physical core.")] = 0,
+    num_threads: Annotated[int, typer.Option(min=0, max=4096, help="0: one a physical core.")] = 0,
     device: Annotated[Device, typer.Option(help="Where to compute.")] = "auto",
     dtype: Annotated[DType, typer.Option(help="auto: bfloat16 where it is fast.")] = "auto",
     cpu_activation: Annotated[
@@ -163,6 +162,7 @@ def _random(
     from m2serve.model.native import make_model
 
     widths = named_shape(shape, layers)
+    _check_room(widths, format, attention_format, head_format, device, dtype)
     weights = dummy_weights(
         widths,
         format,
@@ -172,6 +172,32 @@ def _random(
         dtype=dtype,
     )
     return make_model(widths, weights, cpu_activation)
+
+
+def _check_room(
+    shape: ModelShape,
+    format: str,
+    attention_format: str,
+    head_format: str,
+    device: torch.device,
+    dtype: torch.dtype,
+) -> None:
+    """Raises ResourceError where random weights of these widths are more than the memory."""
+    from m2serve.engine.placement import free_memory_bytes
+    from m2serve.spec.cost import weight_bytes
+
+    dense = attention_format or "bf16"
+    needed = weight_bytes(
+        shape, attention=dense, experts=format, embedding="bf16", head=head_format or dense
+    ).total
+    if dtype.itemsize == 4 and format == "bf16":
+        needed *= 2
+    free = free_memory_bytes(device)
+    if needed > free:
+        raise ResourceError(
+            f"weights of {shape.num_hidden_layers} layers take {needed / 1e9:.1f} GB, and "
+            f"{free / 1e9:.1f} GB are free; give fewer --layers or a smaller --format"
+        )
 
 
 def _show(result: EngineBenchResult, console: Console) -> None:

@@ -120,10 +120,11 @@ def _read_line() -> str | None:
 
 
 async def _first_model(endpoint: Endpoint) -> str:
-    models = (await endpoint.get("/v1/models")).get("data") or []
-    if not models:
-        raise EndpointError(f"{endpoint.base_url} serves no model")
-    return str(models[0]["id"])
+    models = (await endpoint.get("/v1/models")).get("data")
+    first = models[0] if isinstance(models, list) and models else None
+    if not isinstance(first, dict) or not isinstance(first.get("id"), str):
+        raise EndpointError(f"{endpoint.base_url} names no model at /v1/models")
+    return str(first["id"])
 
 
 async def _answer(
@@ -134,8 +135,8 @@ async def _answer(
     request = {**body, "messages": messages, "stream": True}
     try:
         async for chunk in endpoint.stream("/v1/chat/completions", request):
-            for choice in chunk.data.get("choices", []):
-                _show(choice, turn, console)
+            for choice in chunk.data.get("choices") or ():
+                _show(_object(choice), turn, console)
     except asyncio.CancelledError:
         # Ctrl-C cancels the main task; only the answer ends, not the conversation.
         task = asyncio.current_task()
@@ -148,17 +149,18 @@ async def _answer(
 
 
 def _show(choice: dict[str, Any], turn: Turn, console: Console) -> None:
-    delta = choice.get("delta", {})
-    if text := delta.get("reasoning_content") or delta.get("reasoning"):
+    delta = _object(choice.get("delta"))
+    if text := _text(delta.get("reasoning_content") or delta.get("reasoning")):
         turn.reasoning += text
         console.print(text, style="dim", end="", markup=False, soft_wrap=True)
-    if text := delta.get("content"):
+    if text := _text(delta.get("content")):
         if turn.reasoning and not turn.content:
             console.print()
         turn.content += text
         console.print(text, end="", markup=False, soft_wrap=True)
-    for call in delta.get("tool_calls") or []:
-        _add_call(call, turn.tool_calls)
+    calls = delta.get("tool_calls")
+    for call in calls if isinstance(calls, list) else ():
+        _add_call(_object(call), turn.tool_calls)
     turn.finish_reason = choice.get("finish_reason") or turn.finish_reason
 
 
@@ -166,9 +168,18 @@ def _add_call(delta: dict[str, Any], calls: dict[int, dict[str, Any]]) -> None:
     empty = {"id": "", "type": "function", "function": {"name": "", "arguments": ""}}
     call = calls.setdefault(delta.get("index", 0), empty)
     call["id"] = delta.get("id") or call["id"]
-    function = delta.get("function") or {}
-    call["function"]["name"] += function.get("name") or ""
-    call["function"]["arguments"] += function.get("arguments") or ""
+    function = _object(delta.get("function"))
+    call["function"]["name"] += _text(function.get("name"))
+    call["function"]["arguments"] += _text(function.get("arguments"))
+
+
+def _object(value: Any) -> dict[str, Any]:
+    """What a server sends need not be what the protocol says."""
+    return value if isinstance(value, dict) else {}
+
+
+def _text(value: Any) -> str:
+    return value if isinstance(value, str) else ""
 
 
 def _closing(turn: Turn) -> str:

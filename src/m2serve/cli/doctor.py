@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 import json
+import os
 import re
 import sys
 from pathlib import Path
@@ -61,7 +62,7 @@ def _url(target: str) -> str | None:
     """The URL that `target` is, or None for a log."""
     if target.startswith(("http://", "https://")):
         return target
-    if target != "-" and not Path(target).exists() and _HOST_AND_PORT.fullmatch(target):
+    if target != "-" and not os.path.exists(target) and _HOST_AND_PORT.fullmatch(target):
         return f"http://{target}"
     return None
 
@@ -70,7 +71,7 @@ def _read(target: str) -> LogReport:
     if target == "-":
         return read_log(sys.stdin.buffer)
     path = Path(target)
-    if not path.is_file():
+    if not os.path.isfile(target):
         raise UsageError(f"{target!r} is neither a URL nor a log file; write http://HOST:PORT")
     try:
         with path.open("rb") as stream:
@@ -115,10 +116,13 @@ def _show_check(result: CheckResult, console: Console | None) -> None:
 
 
 def _show_issues(found: Examination, console: Console) -> None:
-    failed = [check for check in found.checks if check.verdict == "fail"]
-    for check in failed:
+    for check in found.checks:
+        if check.verdict not in ("warn", "fail"):
+            continue
         console.print(f"\n{check.name}", style="bold")
         console.print(f"  sent      {check.sent}\n  received  {check.received}", markup=False)
+        if check.issues:
+            console.print(f"  likely    {', '.join(check.issues)}", markup=False)
     if found.certain:
         console.print("\nknown of this deployment:", style="bold")
         for issue in found.certain:
@@ -129,8 +133,9 @@ def _show_issues(found: Examination, console: Console) -> None:
             _show_issue(issue, console)
     if len(found.likely) > MAX_LIKELY:
         console.print(f"and {len(found.likely) - MAX_LIKELY} more; --json lists them", style="dim")
-    warned = sum(check.verdict == "warn" for check in found.checks)
-    console.print(f"\n{len(failed)} failed, {warned} warnings, {len(found.checks)} checks")
+    verdicts = [check.verdict for check in found.checks]
+    failed, warned = verdicts.count("fail"), verdicts.count("warn")
+    console.print(f"\n{failed} failed, {warned} warnings, {len(verdicts)} checks")
 
 
 def _show_log(report: LogReport, console: Console) -> None:

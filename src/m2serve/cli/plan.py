@@ -123,13 +123,20 @@ def _deliver(files: Sequence[LaunchFile], folder: Path | None) -> None:
     """Into the folder, or one after the other with its name in a comment."""
     for file in files:
         if folder is not None:
-            folder.mkdir(parents=True, exist_ok=True)
-            (folder / file.name).write_text(file.text, encoding="utf-8")
+            _write(folder / file.name, file.text)
             print(folder / file.name)
         elif len(files) == 1:
             print(file.text, end="")
         else:
             print(f"# ---- {file.name}\n{file.text}")
+
+
+def _write(path: Path, text: str) -> None:
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text, encoding="utf-8")
+    except OSError as error:
+        raise UsageError(f"{path} cannot be written: {error.strerror}") from error
 
 
 def _show_verdicts(verdicts: tuple[Verdict, ...], as_json: bool) -> None:

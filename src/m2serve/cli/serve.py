@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
+from m2serve.engine.config import CpuActivation, Device, DType, KVCacheDType
 from m2serve.errors import UsageError
 from m2serve.spec.shape import ModelShape, load_config, load_json_object
 
@@ -18,11 +19,7 @@ if TYPE_CHECKING:
     from m2serve.server.config import DefaultSampling, ServerConfig
 
 EngineKind = Literal["auto", "own", "vllm", "sglang", "vllm-ascend"]
-Device = Literal["auto", "cpu", "cuda"]
-DType = Literal["auto", "bfloat16", "float32"]
 WeightFormat = Literal["bf16", "fp8", "int8"]
-CpuActivation = Literal["float", "int8"]
-KVCacheDType = Literal["auto", "float32", "bfloat16", "int8", "fp8"]
 ReasoningParser = Literal["minimax_m2", "minimax_m2_append_think"]
 Hub = Literal["auto", "huggingface", "modelscope"]
 GIB = 1024**3
@@ -145,8 +142,8 @@ def serve(
             kind=engine,
             upstream=tuple(upstream or ()),
             upstream_api_key=upstream_api_key,
-            command=tuple(shlex.split(engine_command)),
-            arguments=tuple(shlex.split(engine_args)),
+            command=_words(engine_command, "--engine-command"),
+            arguments=_words(engine_args, "--engine-args"),
             restart=restart_upstream,
             scripted=scripted,
             given=given_options(context),
@@ -222,3 +219,10 @@ def _announce(config: ServerConfig, info: EngineInfo) -> None:
         f"-d {shlex.quote(json.dumps(body))}",
     ]
     print("\n".join(lines), flush=True)
+
+
+def _words(text: str, option: str) -> tuple[str, ...]:
+    try:
+        return tuple(shlex.split(text))
+    except ValueError as error:
+        raise UsageError(f"{option} {text!r} cannot be split into words: {error}") from error

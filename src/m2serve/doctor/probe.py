@@ -9,9 +9,7 @@ from dataclasses import dataclass
 from types import TracebackType
 from typing import Any
 
-import httpx2
-
-from m2serve.client import Endpoint, EndpointError
+from m2serve.client import REQUEST_ERRORS, Endpoint, EndpointError
 from m2serve.doctor.answer import Answer, StreamedAnswer, whole_answer
 from m2serve.doctor.result import shown
 
@@ -51,9 +49,6 @@ class Probe:
     ) -> None:
         self._endpoint = Endpoint(base_url, api_key=api_key, timeout_s=timeout_s)
         self.base_url = self._endpoint.base_url
-        headers = {"Authorization": f"Bearer {api_key}"} if api_key else {}
-        timeout = httpx2.Timeout(timeout_s, connect=10.0)
-        self._http = httpx2.AsyncClient(headers=headers, timeout=timeout)
 
     async def __aenter__(self) -> Probe:
         return self
@@ -64,7 +59,6 @@ class Probe:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        await self._http.aclose()
         await self._endpoint.__aexit__(kind, error, traceback)
 
     async def get(self, path: str) -> Reply:
@@ -97,14 +91,15 @@ class Probe:
 
     async def _request(self, method: str, path: str, body: Mapping[str, Any] | None) -> Reply:
         try:
-            async with self._http.stream(method, self.base_url + path, json=body) as response:
+            url = self.base_url + path
+            async with self._endpoint.http.stream(method, url, json=body) as response:
                 content = b""
                 async for piece in response.aiter_bytes():
                     content += piece
                     if len(content) > MAX_BODY_BYTES:
                         return Reply(0, f"an answer is longer than {MAX_BODY_BYTES} bytes")
                 return Reply(response.status_code, content.decode(errors="replace"))
-        except (httpx2.HTTPError, httpx2.InvalidURL) as error:
+        except REQUEST_ERRORS as error:
             return Reply(0, str(error) or type(error).__name__)
 
 

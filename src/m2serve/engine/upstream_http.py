@@ -8,6 +8,7 @@ from typing import Any
 
 import msgspec
 
+from m2serve.client import key_header
 from m2serve.engine.upstream_connection import BrokenConnectionError, base_url, exchange
 from m2serve.engine.upstream_dialect import (
     MAX_MESSAGE_CHARS,
@@ -17,7 +18,7 @@ from m2serve.engine.upstream_dialect import (
     UpstreamTimeoutError,
     refused,
 )
-from m2serve.errors import M2Error, UsageError
+from m2serve.errors import M2Error
 
 MAX_EVENT_BYTES = 64 * 1024 * 1024
 
@@ -30,11 +31,7 @@ class UpstreamHttp:
     def __init__(self, url: str, api_key: str | None) -> None:
         """Raises UsageError for what is no URL or no key."""
         self._url = base_url(url)
-        if api_key and not (api_key.isascii() and api_key.isprintable()):
-            raise UsageError(
-                "the key of the upstream holds characters that no HTTP header may hold"
-            )
-        self._headers = {"Authorization": f"Bearer {api_key}"} if api_key else {}
+        self._headers = key_header(api_key)
 
     @property
     def url(self) -> str:

@@ -31,7 +31,8 @@ _FEATURES = {
     "reasoning": ("Thinking in a field of its own", ("--reasoning-parser",)),
     "spec_decoding": ("Drafting with Eagle3", ("--speculative-config",)),
 }
-# The strategy's own, the deployment's own, or told by the model's id.
+# The strategy's own, the deployment's own, told by the model's id, or of one machine's memory where
+# an override is for a whole generation.
 _NOT_IN_RECIPES = {
     "--tensor-parallel-size",
     "--data-parallel-size",
@@ -48,6 +49,9 @@ _NOT_IN_RECIPES = {
     "--host",
     "--port",
     "--served-model-name",
+    "--max-model-len",
+    "--max-num-seqs",
+    "--gpu-memory-utilization",
 }
 _GENERATIONS = {
     "sm_80": "ampere",

@@ -44,6 +44,8 @@ def head_comments(plan: Plan, options: LaunchOptions) -> list[str]:
         lines.append(
             f"{plan.num_replicas} servers, each on its own share of the devices, behind one front"
         )
+    if plan.num_nodes > 1:
+        lines.append("Start node 0 first: the others look for it, and it waits for them")
     lines += [f"Port {port}: {purpose}" for port, purpose in ports_of(plan, options)]
     lines += plan.warnings
     if plan.engine != "own" and plan.num_replicas == 1:

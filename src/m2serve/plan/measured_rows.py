@@ -16,7 +16,7 @@ from pathlib import Path
 
 from m2serve.errors import UsageError
 from m2serve.plan.speed_model import SpeedPoint, dense_bytes, model_flops
-from m2serve.spec.cost import WeightBytes, kv_bytes_per_token, weight_bytes
+from m2serve.spec.cost import FP8_BLOCK, WeightBytes, kv_bytes_per_token, weight_bytes
 from m2serve.spec.hardware import Accelerator, load_accelerators
 from m2serve.spec.shape import ModelShape
 from m2serve.spec.variants import find_variant
@@ -80,6 +80,16 @@ def is_mislabelled(row: Cells) -> bool:
     return row["system"] == "h100_sxm" and int(row["attention_dp_size"]) > 1
 
 
+def shares_whole_experts(row: Cells) -> bool:
+    """Said, or the only way: FP8 blocks of 128 cannot be cut over so many ranks, so that "tp8 ep1"
+    (H200) was expert parallel over the eight."""
+    if int(row["moe_ep_size"]) > 1:
+        return True
+    shape = _reference_bytes()[0]
+    rows_a_rank = shape.intermediate_size / int(row["tp_size"])
+    return row["precision"] == "fp8" and rows_a_rank % FP8_BLOCK != 0
+
+
 def is_queueing(point: SpeedPoint, kv_cache_tokens: float) -> bool:
     """More requests than the KV cache holds: the first token waits for another's end."""
     return point.users * (point.input_len + point.output_len) > kv_cache_tokens
@@ -95,7 +105,7 @@ def _data_centre_row(row: Cells) -> Measured:
         version=version_label(row["backend_version"]),
         tensor=num // data,
         data=data,
-        expert_parallel=int(row["moe_ep_size"]) > 1,
+        expert_parallel=shares_whole_experts(row),
         users=float(row["conc"]),
         input_len=float(row["isl"]),
         output_len=float(row["osl"]),

@@ -28,7 +28,8 @@ _CROSS_NODE_TENSOR_MS = 12.0  # 124 all-reduces over 200 GbE, 2 x DGX Spark
 _EXCHANGE_MS = ((16, 0.313), (32, 0.428), (64, 0.487), (128, 0.561))
 _EXCHANGE_HIDDEN = 7168
 _HOP_MS = 0.3
-_OWN_ENGINE_MS = 22.0  # without CUDA graphs
+_OWN_GPU_MS = 22.0  # without CUDA graphs
+_OWN_CPU_MS = 1.0  # scheduler, sampler and the way into native code (docs/log.md)
 _HOST_LINK_BYTES_PER_MS = 50e6
 
 
@@ -46,12 +47,22 @@ def predict(c: Configuration, memory: MemoryPlan, workload: Workload) -> Speed:
     tpot = fitted + _extra_ms(c)
     ttft = fitted_ttft_ms(constants.ttft, columns, fitted) + _extra_ms(c)
     length = np.array([float(workload.output_len)])
-    ttft, rate = under_load(tpot, ttft, columns.numbers["users"], np.array([wanted]), length)
     source, tpot_spread, ttft_spread = _basis(c, constants)
+
+    def loaded(by_tpot: float, by_ttft: float) -> tuple[float, float]:
+        """(TTFT, output tokens a second) where both times are so much longer."""
+        first, rate = under_load(
+            by_tpot * tpot, by_ttft * ttft, columns.numbers["users"], np.array([wanted]), length
+        )
+        return float(first[0]), float(rate[0]) * _busy_replicas(c, workload)
+
+    first, rate = loaded(1.0, 1.0)
+    _, fast = loaded(1 / (1 + tpot_spread), 1 / (1 + ttft_spread))
+    _, slow = loaded(1 + tpot_spread, 1 + ttft_spread)
     return Speed(
-        _estimate(float(ttft[0]), ttft_spread, source),
+        _estimate(first, ttft_spread, source),
         _estimate(float(tpot[0]), tpot_spread, source),
-        _estimate(float(rate[0]) * _busy_replicas(c, workload), tpot_spread, source),
+        Estimate(rate, slow, fast, source),
     )
 
 
@@ -69,7 +80,7 @@ def _extra_ms(c: Configuration) -> float:
     elif c.engine.name != "vllm-ascend":  # whose figures are of several nodes already
         extra += _exchange_ms(c)
     if c.engine.name == "own":
-        extra += _OWN_ENGINE_MS
+        extra += _OWN_CPU_MS if c.arch == "cpu" else _OWN_GPU_MS
     extra += cut.pipeline * c.cpu_offload_bytes / _HOST_LINK_BYTES_PER_MS
     return extra + (cut.pipeline - 1) * _HOP_MS
 

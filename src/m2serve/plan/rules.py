@@ -23,6 +23,11 @@ def engine_runs_here(c: Configuration) -> str | None:
     for group in c.hardware.groups:
         device = group.accelerator
         if device.arch not in c.engine.archs:
+            if (c.engine.name, device.arch) == ("vllm", "cpu"):
+                return (
+                    "on a processor vLLM runs with its own defaults (m2 serve MODEL --engine "
+                    "vllm); there are no figures to plan with"
+                )
             return f"{c.engine.title} does not run on {device.name}"
     return None
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import math
 import re
 import shlex
 from collections.abc import Callable, Mapping
@@ -25,12 +24,13 @@ MAX_FILE_BYTES = 16 << 20
 MAX_FILES = 1000
 MAX_RUNS = 10_000
 _MAX_TEXT = 10_000
+_MAX_NUMBER = 1e15
 _FIELDS = {field.name: str(field.type) for field in dataclasses.fields(RunRecord)}
 _KINDS: Mapping[str, Callable[[float], float]] = {"int": int, "float": float}
 _BENCH_ENGINE = {"prefill_tokens_per_s", "decode_tokens_per_s", "decode_step_s", "batch", "machine"}
 _CUT = re.compile(
-    r"(?:(\d{1,4}) x )?((?:(?:TP|PP|DP|DCP|PCP)\d{1,4} ?)+)(EP)? ?"
-    r"(?:\((\d[\d,]{0,500})\))?"
+    r"(?:([0-9]{1,4}) x )?((?:(?:TP|PP|DP|DCP|PCP)[0-9]{1,4}(?: |$))+)(EP)? ?"
+    r"(?:\(([0-9][0-9,]{0,500})\))?"
 )
 _SIZES = {"TP": "tensor", "PP": "pipeline", "DP": "data"}
 _SIZES |= {"DCP": "decode_context", "PCP": "prefill_context"}
@@ -122,18 +122,19 @@ def _record(entry: Mapping[str, Any], file: Path) -> RunRecord:
 
 
 def _pairs(value: object, file: Path) -> tuple[tuple[str, str], ...]:
-    entries = list(value.items()) if isinstance(value, dict) else value
+    entries = [list(pair) for pair in value.items()] if isinstance(value, dict) else value
     if not isinstance(entries, list) or len(entries) > 1000:
         raise UsageError(f"{file}: extra is not a list of (name, value)")
     for pair in entries:
-        if len(pair) != 2 or not all(isinstance(x, str) and len(x) <= _MAX_TEXT for x in pair):
+        is_pair = isinstance(pair, list) and len(pair) == 2
+        if not is_pair or not all(isinstance(x, str) and len(x) <= _MAX_TEXT for x in pair):
             raise UsageError(f"{file}: extra holds {str(pair)[:80]!r}; two texts are needed")
     return tuple((name, text) for name, text in entries)
 
 
 def _number(value: object, name: str, file: Path) -> float:
     is_number = isinstance(value, int | float) and not isinstance(value, bool)
-    if not is_number or not math.isfinite(value) or value < 0:  # type: ignore[arg-type, operator]
+    if not is_number or not 0 <= value < _MAX_NUMBER:  # type: ignore[operator]
         raise UsageError(f"{file}: {name} is {str(value)[:80]!r}; a number from 0 is needed")
     return float(value)  # type: ignore[arg-type]
 

@@ -10,6 +10,7 @@ from m2serve.plan.overhead import SOURCE
 from m2serve.plan.ranking import Candidate, workload_tokens
 from m2serve.plan.run_records import Run
 from m2serve.records import Workload
+from m2serve.spec.cost import active_bytes_per_token
 from m2serve.spec.hardware import Hardware
 
 _GIB = 1 << 30
@@ -28,6 +29,8 @@ def warnings_of(
         *_speed(candidate, workload),
         *_measured(candidate, runs),
         *_formats(candidate),
+        *_fewer_bytes(candidate),
+        *_draft(candidate),
         *_loading(candidate),
         *_hardware(candidate),
     )
@@ -134,6 +137,31 @@ def _formats(candidate: Candidate) -> Iterator[str]:
         yield (
             f"No tuned fused-MoE table ships for this card (E={local}, N=1536): tuning takes 5 "
             "to 10 minutes, and the file goes to the engine's fused_moe/configs folder."
+        )
+
+
+def _fewer_bytes(candidate: Candidate) -> Iterator[str]:
+    """What our own engine can requantise at load where the plan's speed is bytes."""
+    c = candidate.configuration
+    held = c.held
+    if c.engine.name != "own" or held.attention_format != "bf16":
+        return
+    stored, fewer = (
+        active_bytes_per_token(c.shape, held.experts_format, dense, dense) / 1e9
+        for dense in ("bf16", "fp8")
+    )
+    yield (
+        f"--attention-format fp8 --head-format fp8 would read {fewer:.1f} instead of {stored:.1f} "
+        "GB a token; what that costs in quality is in docs/requantizing.md."
+    )
+
+
+def _draft(candidate: Candidate) -> Iterator[str]:
+    c = candidate.configuration
+    if c.variant.draft and not c.draft and c.engine.name in ("vllm", "sglang"):
+        yield (
+            f"The draft {c.variant.draft} is left out: on real traffic the known ones were slower "
+            "than none (rtx6kpro); measure it on yours."
         )
 
 

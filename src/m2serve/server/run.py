@@ -99,10 +99,10 @@ def bind(host: str, port: int) -> socket.socket:
         except OSError:
             listener.close()
             raise
-    except OSError as error:
+    except (OSError, UnicodeError) as error:  # a host with an empty or long part is no name
+        why = getattr(error, "strerror", None) or error
         raise ResourceError(
-            f"port {port} on {host} cannot be used: {error.strerror}; choose another with --port "
-            "or --host"
+            f"port {port} on {host} cannot be used: {why}; choose another with --port or --host"
         ) from error
     listener.set_inheritable(False)
     return listener

@@ -101,10 +101,12 @@ def load_config(folder: Path) -> dict[str, Any]:
 
 def load_json_object(path: Path, max_bytes: int = MAX_CONFIG_BYTES) -> dict[str, Any]:
     """Read a JSON object from a file beside the weights; raises ConfigError."""
-    if path.stat().st_size > max_bytes:
-        raise ConfigError(f"{path} is larger than {max_bytes} bytes")
     try:
+        if path.stat().st_size > max_bytes:
+            raise ConfigError(f"{path} is larger than {max_bytes} bytes")
         value = json.loads(path.read_bytes())
+    except OSError as error:
+        raise ConfigError(f"{path} cannot be read: {error.strerror}") from error
     except (ValueError, RecursionError) as error:
         raise ConfigError(f"{path} is not valid JSON: {error}") from error
     if not isinstance(value, dict):

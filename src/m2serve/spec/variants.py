@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
@@ -190,7 +191,7 @@ def find_variant(name: str | Path) -> Variant:
     wanted = str(name).strip().rstrip("/")
     if wanted.lower() in known:
         return known[wanted.lower()]
-    if Path(wanted).is_dir():
+    if os.path.isdir(wanted):  # which a name too long for a path does not make raise
         return folder_variant(Path(wanted))
     near = difflib.get_close_matches(wanted.lower(), known, n=4, cutoff=0.5)
     ends = [full for full in known if full.partition("/")[2] == wanted.lower()]

@@ -49,7 +49,7 @@ def test_a_recipe_has_every_block() -> None:
     assert loaded["compatible_strategies"] == ["single_node_tp"]
     assert loaded["strategy_overrides"] == {"single_node_tp": {"tp": 4}}
     args = loaded["hardware_overrides"]["blackwell"]["extra_args"]
-    assert args[:2] == ["--max-model-len", "32768"]
+    assert not {"--max-model-len", "--max-num-seqs", "--gpu-memory-utilization"}.intersection(args)
     assert not {"--tensor-parallel-size", "--host", "--reasoning-parser"}.intersection(args)
     assert "vllm serve MiniMaxAI/MiniMax-M2.5" in loaded["guide"]
 

@@ -54,6 +54,23 @@ def test_data_parallel_rows_are_recorded_as_a_product() -> None:
     assert row.point.expert_parallel
 
 
+@pytest.mark.parametrize(
+    ("tensor", "said", "precision", "is_whole"),
+    [
+        ("8", "1", "fp8", True),
+        ("4", "1", "fp8", False),
+        ("4", "4", "fp8", True),
+        ("8", "1", "fp4", False),
+    ],
+)
+def test_a_cut_that_cannot_be_is_one_of_whole_experts(
+    tensor: str, said: str, precision: str, is_whole: bool
+) -> None:
+    row = {**CENTRE, "tp_size": tensor, "moe_ep_size": said, "precision": precision}
+    [measured] = data_centre_rows([row])
+    assert measured.point.expert_parallel is is_whole
+
+
 def test_mislabelled_rows_are_left_out() -> None:
     assert data_centre_rows([{**CENTRE, "system": "h100_sxm", "attention_dp_size": "4"}]) == []
 

@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
 # MiniMaxAI/MiniMax-M2.5 on 8xascend-910b3 on each of 2 nodes: vllm-ascend 0.18.0
+# Start node 0 first: the others look for it, and it waits for them
 # Port 8000: HTTP: clients, /health and /metrics, on node 0
 # Port 2347: data-parallel ranks of the other nodes, between nodes only
 # A product built on M2.5 carries its notice.
