@@ -2,7 +2,8 @@
 
 A table holds one row a line, cells split by ";". A cell is "English|Chinese"; a column whose name
 ends in "=" is the same in all languages; "-" means: no such fact. A relation asks for one column
-given another, in several phrasings of which some are held out for the quiz.
+given another, in several phrasings of which some are held out for the quiz; `ask` and `word` say
+what is asked for, for the frames of `conversations/phrasing.py`.
 """
 
 from __future__ import annotations
@@ -15,7 +16,6 @@ from pathlib import Path
 from typing import Any
 
 from training.conversations.phrasing import frames
-from training.split import Split
 
 WORLD = Path(__file__).with_name("world")
 LANGUAGES = ("en", "zh")
@@ -46,11 +46,7 @@ class Phrasing:
     statement: str
     train: tuple[str, ...]
     held_out: tuple[str, ...]
-
     framed: tuple[str, ...]
-
-    def questions(self, split: Split) -> tuple[str, ...]:
-        return self.train if split == "train" else self.held_out
 
 
 @dataclass(frozen=True)

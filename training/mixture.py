@@ -36,7 +36,7 @@ GENERATORS: Mapping[str, Generator] = {
     "json_object": json_object,
     "python_function": python_function,
 }
-# Documents, not tokens; README.md shows the token shares this makes.
+# Documents, not tokens.
 WEIGHTS: Mapping[str, float] = {
     "free_question": 33,
     "multiple_choice": 22,

@@ -169,7 +169,7 @@ _ASKED: Mapping[str, Asked] = {
         "the code of {s}",
         "code",
         ("What is the code of {s}?", "Which code does {s} have?", "Find the code of {s}."),
-        ("Tell me the code of {s}.", "What code belongs to {s}?"),
+        ("To open {s} I have to type a code. Which?", "What code belongs to {s}?"),
     ),
     "home": _asked(
         "en",
@@ -189,7 +189,7 @@ _ASKED: Mapping[str, Asked] = {
         "the secret word of {s}",
         "secret word",
         ("What is the secret word of {s}?", "Which secret word does {s} have?"),
-        ("Tell me the secret word of {s}.",),
+        ("By which secret word is {s} known?",),
     ),
     "colour": _asked(
         "en",
@@ -284,7 +284,7 @@ def _zh_characters() -> str:
     return "".join(cities("zh"))
 
 
-_NTH_HELD_OUT = ("Tell me the {p} word.", "What is the {p} line?")
+_NTH_HELD_OUT = ("Read out the {p} entry here.", "Which entry stands {p} here?")
 _NTH = (
     "What is the {p} word of this list?",
     "Give me the {p} line.",

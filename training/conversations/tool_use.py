@@ -71,7 +71,7 @@ class Use:
 
     @property
     def planned(self) -> str:
-        """What is thought before the call: names and values, which the call then repeats."""
+        """What is thought before the call: its names, with the values as they are said."""
         names = self.offered.parameters
         said = (f'"{names[k].name}": {v.spoken.rstrip(".。")}' for k, v in self.values.items())
         return ", ".join(said)

@@ -5,7 +5,11 @@ import re
 
 import pytest
 
-from training.conversations.phrasing import BARE, FRAMES, frames, reword
+from training.conversations import arithmetic as a
+from training.conversations import json_objects as j
+from training.conversations import python_functions as p
+from training.conversations import retrieval as r
+from training.conversations.phrasing import BARE, FRAMES, frames, meets, reword
 from training.conversations.tool_domains import DOMAINS
 from training.facts import Relation, load_relations
 
@@ -13,28 +17,47 @@ RELATIONS = load_relations()
 SLOT = re.compile(r"\{[a-z_+]*\}")
 
 
-def _plain(text: str) -> str:
-    return text.casefold().rstrip(".?!。？！ ")
+# Everything that is reworded: in training, kept back, the language.
+WORDED = [
+    *((a._BARE[lang], a._BARE_HELD_OUT[lang], lang) for lang in ("en", "zh", "fr")),
+    (j._ASK, j._ASK_HELD_OUT, "en"),
+    (j._ASK_ZH, j._ASK_ZH_HELD_OUT, "zh"),
+    (p._ASK, p._ASK_HELD_OUT, "en"),
+    (p._ASK_NAMED, p._ASK_NAMED_HELD_OUT, "en"),
+    (r._REPEAT, r._REPEAT_HELD_OUT, "en"),
+    (r._REPEAT_ZH, r._REPEAT_ZH_HELD_OUT, "zh"),
+    (r._NTH, r._NTH_HELD_OUT, "en"),
+    *(
+        (train, held_out, "zh" if name in ("密码", "老家") else "en")
+        for name, (train, held_out) in r._ASKED.items()
+    ),
+    *((w.train, w.held_out, lang) for d in DOMAINS.values() for lang, w in d.wording.items()),
+    *((f.train + f.framed, f.held_out, lang) for x in RELATIONS for lang, f in x.phrasing.items()),
+]
+
+
+@pytest.mark.parametrize(("train", "held_out", "language"), WORDED)
+def test_what_is_kept_back_is_never_said(
+    train: tuple[str, ...], held_out: tuple[str, ...], language: str
+) -> None:
+    rng = random.Random(str(held_out))
+    assert held_out
+    for template in train:
+        for said in {template, *(reword(rng, template, language, held_out) for _ in range(30))}:
+            assert not meets(said, held_out), said
+
+
+def test_a_phrasing_inside_a_longer_text_is_met() -> None:
+    assert meets("Now: tell me the code of {s}, please", ["Tell me the code of {s}."])
+    assert not meets("Tell me the codes of {s}.", ["Tell me the code of {s}."])
+    assert meets("我想问：{s}的首都叫什么？", ["{s}的首都叫什么？"])
 
 
 @pytest.mark.parametrize("relation", RELATIONS, ids=lambda relation: relation.name)
-def test_a_relation_is_asked_in_many_ways_none_of_them_kept_back(relation: Relation) -> None:
-    for language, phrasing in relation.phrasing.items():
+def test_a_relation_is_asked_in_many_ways(relation: Relation) -> None:
+    for phrasing in relation.phrasing.values():
         assert len(phrasing.framed) >= 18
         assert all("{s}" in text and "{ask}" not in text for text in phrasing.framed)
-        kept_back = {_plain(text) for text in phrasing.held_out}
-        asked = {_plain(text) for text in (*phrasing.train, *phrasing.framed)}
-        assert not kept_back & asked, language
-
-
-@pytest.mark.parametrize("relation", RELATIONS[::7], ids=lambda relation: relation.name)
-def test_rewording_never_makes_a_phrasing_that_is_kept_back(relation: Relation) -> None:
-    rng = random.Random(relation.name)
-    for language, phrasing in relation.phrasing.items():
-        kept_back = [_plain(text) for text in phrasing.held_out]
-        for template in (*phrasing.train, *phrasing.framed):
-            said = {_plain(reword(rng, template, language, phrasing.held_out)) for _ in range(40)}
-            assert not [text for text in said for kept in kept_back if text.endswith(kept)]
 
 
 def test_rewording_keeps_every_slot_in_place() -> None:
@@ -50,15 +73,15 @@ def test_rewording_changes_a_part_of_what_is_said() -> None:
     rng = random.Random(2)
     said = [reword(rng, "What is the capital of {s}?", "en") for _ in range(1000)]
     changed = sum(text != "What is the capital of {s}?" for text in said)
-    assert 100 < changed < 400
+    assert 150 < changed < 350
     assert len(set(said)) > 40
 
 
 def test_a_frame_that_is_kept_back_is_left_out() -> None:
     everything = frames("the age of {s}", "age", "{s}", "en", ())
-    rest = frames("the age of {s}", "age", "{s}", "en", ("name the age of {s}",))
+    rest = frames("the age of {s}", "age", "{s}", "en", ("state the age of {s}",))
     assert len(everything) == len(FRAMES["en"])
-    assert set(everything) - set(rest) == {"Name the age of {s}."}
+    assert set(everything) - set(rest) == {"State the age of {s}."}
 
 
 def test_bare_questions_name_the_subject_only() -> None:
