@@ -60,7 +60,7 @@ vllm-bench: $(STAMP) $(TINY)/config.json  ## vLLM's own load generator against o
 quiz-formats: $(STAMP)  ## what each storage format costs the miniature: the quiz on all of them
 	scripts/quiz_formats.sh
 
-miniature: $(STAMP)  ## train the small model that speaks: two hours on two cores (training/README.md)
+miniature: $(STAMP)  ## train the small model that speaks: under two hours on two cores (training/README.md)
 	$(BIN)/python -m training.train build/miniature --device cpu --minutes 105
 
 clean:

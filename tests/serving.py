@@ -2,7 +2,6 @@
 
 import contextlib
 import os
-import socket
 import subprocess
 import sys
 import tempfile
@@ -12,6 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import httpx2
+
+from m2serve.cli.private_server import free_port
 
 START_DEADLINE_S = 120.0
 M2 = (sys.executable, "-m", "m2serve.cli.main")
@@ -49,12 +50,6 @@ class Serving:
                     return
             time.sleep(0.1)
         raise AssertionError(f"not ready after {deadline_s} s:\n{self.log}")
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 def run_m2(*arguments: str, timeout_s: float = 120) -> subprocess.CompletedProcess[str]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import socket
 import subprocess
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -99,9 +98,3 @@ def llama_server(folder: Path, model: Path, threads: int) -> Server:
     argv = (str(folder / "llama-server"), "-m", str(model), "-t", str(threads))
     options = ("-tb", str(threads), "-c", "65536", "--parallel", "32", "--no-ui")
     return Server("llama-server", (*argv, *options, "--cache-ram", "0"), {}, speaks_openai=False)
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])

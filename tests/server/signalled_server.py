@@ -12,10 +12,11 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from fake_engine import FakeEngine, goes_on, tiny_tokenizer
 
+from m2serve.cli.private_server import free_port
 from m2serve.engine.request import EngineInfo
 from m2serve.errors import CheckpointError, M2Error
 from m2serve.server.config import ServerConfig
-from m2serve.server.run import bind, run_server
+from m2serve.server.run import run_server
 
 
 class FailingEngine(FakeEngine):
@@ -34,11 +35,6 @@ def main() -> None:
         print(f"{type(error).__name__}: {error}", flush=True)
         raise SystemExit(1) from None
     print("closed" if engine.closed else "not closed", len(engine.active), flush=True)
-
-
-def free_port() -> int:
-    with bind("127.0.0.1", 0) as listener:
-        return int(listener.getsockname()[1])
 
 
 main()

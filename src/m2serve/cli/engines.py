@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import shutil
-import socket
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +14,7 @@ import typer
 from m2serve.chat.tokenizer import Tokenizer
 from m2serve.cli.engine_choice import choose_engine, is_installed
 from m2serve.cli.planned import PlannedEngine, local_workload, planned_engine
+from m2serve.cli.private_server import free_port
 from m2serve.doctor.log import explain_log
 from m2serve.engine.client import EngineClient
 from m2serve.engine.config import EngineConfig
@@ -91,7 +91,7 @@ def make_engine(
         scripted = choice.scripted
         return engine if scripted is None else _scripted(engine, scripted, tokenizer)
     _refuse(choice, (*_OWN_ONLY, "upstream_api_key"), f"--engine {kind}")
-    port = _free_port()
+    port = free_port()
     url = f"http://127.0.0.1:{port}"
     upstream = _upstream(choice, (url,), config, shape, tokenizer)
     launch = _launch(kind, choice, config, port)
@@ -213,12 +213,6 @@ def _refuse(choice: EngineChoice, names: tuple[str, ...], where: str) -> None:
     for name in names:
         if name in choice.given:
             raise UsageError(f"--{name.replace('_', '-')} means nothing with {where}")
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 def _scripted(engine: EngineClient, path: Path, tokenizer: Tokenizer) -> ScriptedEngine:

@@ -71,11 +71,6 @@ class ModelShape:
     def kv_size(self) -> int:
         return self.num_key_value_heads * self.head_dim
 
-    @property
-    def num_query_groups(self) -> int:
-        """Query heads that share one key/value head."""
-        return self.num_attention_heads // self.num_key_value_heads
-
     @classmethod
     def from_config(cls, config: Mapping[str, Any]) -> ModelShape:
         """Read and check every field; raises ConfigError naming the field and its value."""

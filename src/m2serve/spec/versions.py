@@ -47,10 +47,6 @@ class Version:
         dev = int(match["dev"]) if match["dev"] else 1 << 30
         return cls((0, tuple(release), stage, number, dev), text)
 
-    @property
-    def is_nightly(self) -> bool:
-        return self.key[0] == 1
-
     def __str__(self) -> str:
         return self.text
 

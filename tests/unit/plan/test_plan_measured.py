@@ -4,27 +4,13 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from run_records import RECORD
 
 from m2serve.plan.plan import make_plan
 from m2serve.plan.run_records import Run, read_runs
 from m2serve.records import Plan, RunRecord, Workload, to_json
 
 FP8 = "MiniMaxAI/MiniMax-M2.5"
-RECORD = RunRecord(
-    commit="0123456789abcdef",
-    command="",
-    machine="4xb200",
-    model=FP8,
-    engine="vllm",
-    engine_version="0.20.2",
-    input_len=2048,
-    output_len=512,
-    concurrency=8,
-    ttft_ms=150.0,
-    tpot_ms=12.0,
-    output_tokens_per_s=650.0,
-    extra=(("date", "2026-11-20"), ("parallelism", "TP4")),
-)
 
 
 @pytest.fixture
