@@ -7,84 +7,22 @@ order; the rows of the model's vocabulary above them stay unused, as in the rele
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
-from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers, processors
+from tokenizers import Tokenizer, models, pre_tokenizers
 from tokenizers import trainers as bpe_trainers
 
-_UPPER = r"[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]"
-_LOWER = r"[\p{Ll}\p{Lm}\p{Lo}\p{M}]"
-_SUFFIX = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)?"
-SPLIT_PATTERN = "|".join(
-    (
-        rf"[^\r\n\p{{L}}\p{{N}}]?{_UPPER}*{_LOWER}+{_SUFFIX}",
-        rf"[^\r\n\p{{L}}\p{{N}}]?{_UPPER}+{_LOWER}*{_SUFFIX}",
-        r"\p{N}{1,3}",
-        r" ?[^\s\p{L}\p{N}]+[\r\n/]*",
-        r"\s*[\r\n]+",
-        r"\s+(?!\S)",
-        r"\s+",
-    )
+sys.path.append(str(Path(__file__).resolve().parents[1]))  # where training/ lies, for a script
+
+from training.published_tokenizer import (
+    ADDED_TOKENS,
+    complete,
+    splitter,
+    tokenizer_config,
 )
 
-ADDED_TOKENS = (
-    "]!p~[",
-    "<fim_prefix>",
-    "<fim_middle>",
-    "<fim_suffix>",
-    "<fim_pad>",
-    "<reponame>",
-    "<filename>",
-    "<gh_stars>",
-    "<issue_start>",
-    "<issue_comment>",
-    "<issue_closed>",
-    "<jupyter_start>",
-    "<jupyter_text>",
-    "<jupyter_code>",
-    "<jupyter_output>",
-    "<empty_output>",
-    "<commit_before>",
-    "<commit_msg>",
-    "<commit_after>",
-    "]~b]",
-    "[e~[",
-    "]!d~[",
-    "<function_call>",
-    "<code_interpreter>",
-    "]<]speech[>[",
-    "]<]image[>[",
-    "]<]video[>[",
-    "]<]start of speech[>[",
-    "]<]end of speech[>[",
-    "]<]start of image[>[",
-    "]<]end of image[>[",
-    "]<]start of video[>[",
-    "]<]end of video[>[",
-    "]<]vision pad[>[",
-    "]~!b[",
-    "<jupyter_error>",
-    "<add_file>",
-    "<delete_file>",
-    "<rename_file>",
-    "<edit_file>",
-    "<commit_message>",
-    "<empty_source_file>",
-    "<repo_struct>",
-    "<code_context>",
-    "<file_content>",
-    "<source_files>",
-    "<pr_start>",
-    "<review_comment>",
-    "<filepath>",
-    "<file_sep>",
-    "<think>",
-    "</think>",
-    "<minimax:tool_call>",
-    "</minimax:tool_call>",
-)
-NOT_SPECIAL = frozenset(ADDED_TOKENS[-4:])
 NUM_PADDING_ROWS = 10
 
 _TEXT = """\
@@ -140,14 +78,7 @@ def build_tokenizer(vocab_size: int) -> Tokenizer:
     """Train on the text above; bytes, merges, added tokens and padding fill the vocabulary."""
     trained = _train(ordinary_vocab_size(vocab_size))
     tokenizer = Tokenizer(models.BPE(vocab=trained["vocab"], merges=trained["merges"]))
-    _set_byte_level(tokenizer)
-    for token in ADDED_TOKENS:
-        special = token not in NOT_SPECIAL
-        added = AddedToken(token, normalized=False, special=special)
-        if special:
-            tokenizer.add_special_tokens([added])
-        else:
-            tokenizer.add_tokens([added])
+    complete(tokenizer)
     if tokenizer.get_vocab_size() != vocab_size - NUM_PADDING_ROWS:
         raise ValueError(
             f"vocab_size {vocab_size} needs more merges than the built-in text yields; "
@@ -160,47 +91,16 @@ def write_tokenizer(folder: Path, vocab_size: int) -> Tokenizer:
     """Write tokenizer.json and tokenizer_config.json into the folder."""
     tokenizer = build_tokenizer(vocab_size)
     tokenizer.save(str(folder / "tokenizer.json"))
-    added = {
-        str(tokenizer.token_to_id(token)): {
-            "content": token,
-            "lstrip": False,
-            "normalized": False,
-            "rstrip": False,
-            "single_word": False,
-            "special": token not in NOT_SPECIAL,
-        }
-        for token in ADDED_TOKENS
-    }
-    config = {
-        "added_tokens_decoder": added,
-        "add_prefix_space": False,
-        "bos_token": "]~!b[",
-        "clean_up_tokenization_spaces": False,
-        "eos_token": "[e~[",
-        "model_max_length": 40960000,
-        "tokenizer_class": "GPT2Tokenizer",
-        "unk_token": "]!d~[",
-    }
+    config = tokenizer_config(tokenizer)
     text = json.dumps(config, ensure_ascii=False, indent=2)
     (folder / "tokenizer_config.json").write_text(text, encoding="utf-8")
     return tokenizer
 
 
-def _set_byte_level(tokenizer: Tokenizer) -> None:
-    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
-        [
-            pre_tokenizers.Split(Regex(SPLIT_PATTERN), behavior="isolated"),
-            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
-        ]
-    )
-    tokenizer.post_processor = processors.ByteLevel(trim_offsets=False)
-    tokenizer.decoder = decoders.ByteLevel()
-
-
 def _train(size: int) -> dict[str, Any]:
     """Train a BPE of `size` ids and give the bytes their own value as id."""
     tokenizer = Tokenizer(models.BPE())
-    _set_byte_level(tokenizer)
+    tokenizer.pre_tokenizer = splitter()
     trainer = bpe_trainers.BpeTrainer(
         vocab_size=size,
         min_frequency=1,

@@ -15,33 +15,19 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers, processors
+from tokenizers import Regex, Tokenizer, models, pre_tokenizers
 from tokenizers import trainers as bpe_trainers
 
 from m2serve.chat.control import CONTROL_TEXTS
-from training.added_tokens import ADDED_TOKENS, NOT_SPECIAL
 from training.facts import LANGUAGES, load_relations
 from training.mixture import STAGES, document_rng, draw_sample
+from training.published_tokenizer import ADDED_TOKENS, complete, splitter, tokenizer_config
 from training.rendering import full_text
 
 VOCAB_SIZE = 4096
 NUM_DOCUMENTS = 20_000
 MODEL_MAX_LENGTH = 4096
 
-_UPPER = r"[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]"
-_LOWER = r"[\p{Ll}\p{Lm}\p{Lo}\p{M}]"
-_SUFFIX = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)?"
-SPLIT_PATTERN = "|".join(
-    (
-        rf"[^\r\n\p{{L}}\p{{N}}]?{_UPPER}*{_LOWER}+{_SUFFIX}",
-        rf"[^\r\n\p{{L}}\p{{N}}]?{_UPPER}+{_LOWER}*{_SUFFIX}",
-        r"\p{N}{1,3}",
-        r" ?[^\s\p{L}\p{N}]+[\r\n/]*",
-        r"\s*[\r\n]+",
-        r"\s+(?!\S)",
-        r"\s+",
-    )
-)
 _FINER_PATTERN = r"\p{Han}|\p{N}"
 
 
@@ -49,13 +35,7 @@ def train_tokenizer(vocab_size: int, num_documents: int, seed: int) -> Tokenizer
     """Raises ValueError when the text has too few different pairs for the size."""
     learned = _learn(vocab_size - len(ADDED_TOKENS), world_texts(num_documents, seed))
     tokenizer = Tokenizer(models.BPE(vocab=learned["vocab"], merges=learned["merges"]))
-    tokenizer.pre_tokenizer = _splitter(SPLIT_PATTERN)
-    tokenizer.post_processor = processors.ByteLevel(trim_offsets=False)
-    tokenizer.decoder = decoders.ByteLevel()
-    for text in ADDED_TOKENS:
-        is_special = text not in NOT_SPECIAL
-        token = AddedToken(text, normalized=False, special=is_special)
-        (tokenizer.add_special_tokens if is_special else tokenizer.add_tokens)([token])
+    complete(tokenizer)
     if tokenizer.get_vocab_size() != vocab_size:
         raise ValueError(f"only {tokenizer.get_vocab_size()} of {vocab_size} ids could be filled")
     return tokenizer
@@ -78,27 +58,7 @@ def write_tokenizer(tokenizer: Tokenizer, folder: Path) -> None:
     """tokenizer.json and tokenizer_config.json, with the fields of the published ones."""
     folder.mkdir(parents=True, exist_ok=True)
     tokenizer.save(str(folder / "tokenizer.json"), pretty=False)
-    added = {
-        str(tokenizer.token_to_id(text)): {
-            "content": text,
-            "lstrip": False,
-            "normalized": False,
-            "rstrip": False,
-            "single_word": False,
-            "special": text not in NOT_SPECIAL,
-        }
-        for text in ADDED_TOKENS
-    }
-    config = {
-        "added_tokens_decoder": added,
-        "add_prefix_space": False,
-        "bos_token": "]~!b[",
-        "clean_up_tokenization_spaces": False,
-        "eos_token": "[e~[",
-        "model_max_length": MODEL_MAX_LENGTH,
-        "tokenizer_class": "GPT2Tokenizer",
-        "unk_token": "]!d~[",
-    }
+    config = tokenizer_config(tokenizer, MODEL_MAX_LENGTH)
     text = json.dumps(config, ensure_ascii=False, indent=2)
     (folder / "tokenizer_config.json").write_text(text + "\n", encoding="utf-8")
 
@@ -108,7 +68,7 @@ def _learn(size: int, texts: Iterator[str]) -> dict[str, Any]:
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
         [
             pre_tokenizers.Split(Regex(_FINER_PATTERN), behavior="isolated"),
-            _splitter(SPLIT_PATTERN),
+            splitter(),
         ]
     )
     trainer = bpe_trainers.BpeTrainer(
@@ -120,15 +80,6 @@ def _learn(size: int, texts: Iterator[str]) -> dict[str, Any]:
     tokenizer.train_from_iterator(texts, trainer)
     model = json.loads(tokenizer.to_str())["model"]
     return {"vocab": model["vocab"], "merges": [tuple(pair) for pair in model["merges"]]}
-
-
-def _splitter(pattern: str) -> pre_tokenizers.PreTokenizer:
-    return pre_tokenizers.Sequence(
-        [
-            pre_tokenizers.Split(Regex(pattern), behavior="isolated"),
-            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
-        ]
-    )
 
 
 def main() -> None:

@@ -15,9 +15,9 @@ from collections.abc import Iterator
 from dataclasses import asdict
 from itertools import chain, islice, product
 from pathlib import Path
-from typing import Any, cast
+from typing import cast
 
-from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers
+from tokenizers import Tokenizer, models, pre_tokenizers
 
 from m2serve.spec.shape import ModelShape
 
@@ -26,11 +26,12 @@ sys.path.append(str(TESTS))  # the builder of checkpoints lives with the tests
 
 from tiny import published_config, random_state, write_json, write_shards  # noqa: E402
 from tiny_formats import store  # noqa: E402
-from tiny_tokenizer import (  # noqa: E402
+from tiny_tokenizer import NUM_PADDING_ROWS  # noqa: E402
+
+from training.published_tokenizer import (  # noqa: E402
     ADDED_TOKENS,
-    NOT_SPECIAL,
-    NUM_PADDING_ROWS,
-    SPLIT_PATTERN,
+    complete,
+    tokenizer_config,
 )
 
 FIRST_TEXT_ID = 256
@@ -74,39 +75,5 @@ def make_tokenizer(vocab_size: int) -> Tokenizer:
         raise ValueError(f"vocab_size {vocab_size} is out of what letters give")
     vocab = {piece: index for index, piece in enumerate(pieces)}
     tokenizer = Tokenizer(models.BPE(vocab=vocab, merges=merges))
-    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
-        [
-            pre_tokenizers.Split(Regex(SPLIT_PATTERN), behavior="isolated"),
-            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
-        ]
-    )
-    tokenizer.decoder = decoders.ByteLevel()
-    for token in ADDED_TOKENS:
-        added = AddedToken(token, normalized=False, special=token not in NOT_SPECIAL)
-        add = tokenizer.add_tokens if token in NOT_SPECIAL else tokenizer.add_special_tokens
-        add([added])
+    complete(tokenizer)
     return tokenizer
-
-
-def tokenizer_config(tokenizer: Tokenizer) -> dict[str, Any]:
-    added = {
-        str(tokenizer.token_to_id(token)): {
-            "content": token,
-            "lstrip": False,
-            "normalized": False,
-            "rstrip": False,
-            "single_word": False,
-            "special": token not in NOT_SPECIAL,
-        }
-        for token in ADDED_TOKENS
-    }
-    return {
-        "added_tokens_decoder": added,
-        "add_prefix_space": False,
-        "bos_token": "]~!b[",
-        "clean_up_tokenization_spaces": False,
-        "eos_token": "[e~[",
-        "model_max_length": 40960000,
-        "tokenizer_class": "GPT2Tokenizer",
-        "unk_token": "]!d~[",
-    }

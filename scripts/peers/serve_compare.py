@@ -14,13 +14,14 @@ from pathlib import Path
 
 import httpx2
 
+from m2serve.cli.private_server import free_port
 from m2serve.client import EndpointError
 from scripts.peers.figures import OUTPUT_RATE, TPOT, TTFT, Figures, result_line
 from scripts.peers.mid_checkpoint import text_ids
 from scripts.peers.processes import Contender, Failed, Program, end, freeze, shown, thaw
 from scripts.peers.rounds import Case, Target
 from scripts.peers.serve_client import ask_all, at_level, level_figures, random_prompts
-from scripts.peers.servers import Server, free_port, llama_server, own_server, vllm_server
+from scripts.peers.servers import Server, llama_server, own_server, vllm_server
 from scripts.peers.setup import HERE, Setup
 
 PROMPT, OUTPUT = 512, 128

@@ -7,7 +7,6 @@ from chat_golden import GOLDEN
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from jinja2.sandbox import ImmutableSandboxedEnvironment
-from tiny_tokenizer import ADDED_TOKENS
 
 from m2serve.chat.control import CONTROL_TEXTS
 from m2serve.chat.messages import normalize
@@ -15,6 +14,7 @@ from m2serve.chat.renderer import ends_in_reasoning, render
 from m2serve.chat.tokenizer import Segment, Tokenizer
 from m2serve.chat.tools import parse_tools
 from m2serve.errors import RequestError
+from training.published_tokenizer import ADDED_TOKENS
 
 TEMPLATE = Path(__file__).resolve().parents[2] / "tiny_chat_template.jinja"
 

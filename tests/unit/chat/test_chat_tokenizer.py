@@ -4,11 +4,12 @@ from pathlib import Path
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from tiny_tokenizer import ADDED_TOKENS, NUM_PADDING_ROWS
+from tiny_tokenizer import NUM_PADDING_ROWS
 
 from m2serve.chat.control import CONTROL_TEXTS
 from m2serve.chat.tokenizer import Segment, Tokenizer, _PieceCache
 from m2serve.errors import ConfigError, RequestError
+from training.published_tokenizer import ADDED_TOKENS
 
 
 @pytest.fixture(scope="module")

@@ -11,8 +11,10 @@ import pytest
 import torch
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 from tiny import FORMATS, build_tiny
-from tiny_tokenizer import ADDED_TOKENS, build_tokenizer
+from tiny_tokenizer import build_tokenizer
 from tokenizers import Tokenizer
+
+from training.published_tokenizer import ADDED_TOKENS
 
 TESTS = Path(__file__).resolve().parents[2]
 
