@@ -31,6 +31,7 @@ _PATTERNS: Mapping[str, str] = {
     "parameters": rf"{_NUMBER} ?b(?:illion)? (?:total )?(?:param|total)",
     "context": rf"{_NUMBER} ?(k|m)?(?: tokens?)?(?: of)? context",
 }
+_ONE_STREAM = re.compile(r"\btg ?[0-9]|single stream|single user")
 _CONTEXT_UNITS = {"k": 1024, "m": 1 << 20}
 
 
@@ -50,9 +51,11 @@ def read_figures(text: str) -> dict[str, tuple[float, ...]]:
 
 
 def claimed_users(text: str) -> int | None:
-    """How many users a claim is about, where it says so."""
+    """How many users a claim is about, where it says so; "tg32" is llama-bench's word for one."""
     users = read_figures(text).get("users")
-    return None if users is None else max(1, round(users[0]))
+    if users is not None:
+        return max(1, round(users[0]))
+    return 1 if _ONE_STREAM.search(text.lower()) else None
 
 
 def _value(match: re.Match[str], name: str) -> float:

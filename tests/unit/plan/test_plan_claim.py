@@ -111,6 +111,20 @@ def test_rates_of_prompts_totals_and_devices_are_told_apart(
     assert read_figures(text) == found
 
 
+@pytest.mark.parametrize(
+    ("text", "users"),
+    [
+        ("pp2048 3342.54 tok/s; tg32 16.71 tok/s", 1),
+        ("81 tok/s single stream", 1),
+        ("8 users, 90 tok/s", 8),
+        ("0.4 users, tg32 5 tok/s", 1),
+        ("90 tok/s", None),
+    ],
+)
+def test_how_many_users_a_claim_is_about(text: str, users: int | None) -> None:
+    assert claimed_users(text) == users
+
+
 def test_a_rate_of_prompts_is_held_against_arithmetic() -> None:
     assert [v for v, _ in judge("prefill 9000 tok/s", *B200)] == ["plausible"]
     [(judgement, reason)] = judge("prefill 9,000,000 tok/s", *B200)
