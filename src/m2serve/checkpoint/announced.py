@@ -24,10 +24,9 @@ from m2serve.checkpoint.compressed_tensors import compressed_tensors
 from m2serve.checkpoint.formats import Fp8Block, Int4Awq, Int8Ascend, Mxfp4, Nvfp4ModelOpt
 from m2serve.checkpoint.module_patterns import ModulePatterns
 from m2serve.errors import CheckpointError
+from m2serve.spec.config_formats import ASCEND_FILE, MODELOPT_FILE
 from m2serve.spec.shape import load_json_object
 
-ASCEND_FILE = "quant_model_description.json"
-MODELOPT_FILE = "hf_quant_config.json"
 MAX_DESCRIPTION_BYTES = 256 * 1024 * 1024
 QUAROT_NOTE = "the weights are rotated (QuaRot, folded); hidden states differ from the original's"
 METHODS = ("fp8", "modelopt", "compressed-tensors", "awq", "quark", "ascend")

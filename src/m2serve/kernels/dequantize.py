@@ -13,6 +13,7 @@ from typing import Any, TypeVar
 
 import torch
 
+from m2serve.checkpoint.formats.nibbles import E2M1_MAGNITUDES
 from m2serve.checkpoint.weights import (
     DenseWeight,
     Fp8BlockWeight,
@@ -23,9 +24,7 @@ from m2serve.checkpoint.weights import (
     Weight,
 )
 
-# E2M1: bit 3 is the sign, bits 2 and 1 the exponent, bit 0 the mantissa.
-_E2M1_MAGNITUDES = (0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0)
-E2M1_VALUES = (*_E2M1_MAGNITUDES, *(-value for value in _E2M1_MAGNITUDES))
+E2M1_VALUES = (*E2M1_MAGNITUDES, *(-value for value in E2M1_MAGNITUDES))
 INT4_VALUES = tuple(float(code) for code in range(16))
 SYMMETRIC_INT4_ZERO = 8
 

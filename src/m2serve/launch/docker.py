@@ -9,7 +9,7 @@ from collections.abc import Iterable
 from dataclasses import replace
 
 from m2serve.launch.command import make_launch, node_settings, resource_name
-from m2serve.launch.files import LaunchFile, node_file
+from m2serve.launch.files import LaunchFile, script_files
 from m2serve.launch.options import DEFAULTS, LaunchOptions, hardware_of
 from m2serve.launch.placeholders import placeholders_in
 from m2serve.launch.plumbing import (
@@ -48,14 +48,13 @@ from m2serve.records import Plan, Setting
 
 def docker_files(plan: Plan, options: LaunchOptions = DEFAULTS) -> tuple[LaunchFile, ...]:
     """docker.sh, or docker-node0.sh and on, each with one `docker run` in the foreground."""
-    nodes = make_launch(plan, options).nodes
-    if plan.num_replicas > 1:
-        return (LaunchFile("docker.sh", _script_of_several(plan, options)),)
-    return tuple(
-        LaunchFile(
-            node_file(plan, "docker", "docker-node", "sh", n.node), _script(plan, options, n.node)
-        )
-        for n in nodes
+    make_launch(plan, options)  # which refuses what a command cannot carry
+    return script_files(
+        plan,
+        "docker",
+        "docker-node",
+        lambda node: _script(plan, options, node),
+        lambda: _script_of_several(plan, options),
     )
 
 

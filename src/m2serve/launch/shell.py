@@ -6,7 +6,7 @@ import shlex
 from collections.abc import Iterable, Sequence
 
 from m2serve.launch.command import flag_words, make_launch, node_settings, ports_of, program_of
-from m2serve.launch.files import LaunchFile, node_file
+from m2serve.launch.files import LaunchFile, script_files
 from m2serve.launch.options import DEFAULTS, LaunchOptions
 from m2serve.launch.placeholders import placeholders_in, shell_word
 from m2serve.launch.replicas import front_argv, function_lines, server_options, together_lines
@@ -27,12 +27,13 @@ _THIS_IP = (
 
 def shell_files(plan: Plan, options: LaunchOptions = DEFAULTS) -> tuple[LaunchFile, ...]:
     """serve.sh, or node0.sh and on: run on each node, in this order."""
-    nodes = make_launch(plan, options).nodes
-    if plan.num_replicas > 1:
-        return (LaunchFile("serve.sh", _script_of_several(plan, options)),)
-    return tuple(
-        LaunchFile(node_file(plan, "serve", "node", "sh", n.node), _script(plan, options, n.node))
-        for n in nodes
+    make_launch(plan, options)  # which refuses what a command cannot carry
+    return script_files(
+        plan,
+        "serve",
+        "node",
+        lambda node: _script(plan, options, node),
+        lambda: _script_of_several(plan, options),
     )
 
 

@@ -185,22 +185,11 @@ def _read_issue(row: Any, place: str) -> KnownIssue:
     if not isinstance(tables, list):
         raise M2Error(f"{place}, when: an array of tables is needed")
     example = nested.get("example_situation")
-    issue = KnownIssue(
-        plain.id,
-        plain.title,
-        plain.effect,
-        plain.cause,
-        plain.fix,
-        plain.reference,
-        plain.confidence,
-        plain.seen_in,
-        plain.symptoms,
-        plain.settings,
-        tuple(read_condition(table, f"{place}, when[{i}]") for i, table in enumerate(tables)),
-        tuple(read_pattern(text, f"{place}, log[{i}]") for i, text in enumerate(plain.log)),
-        None if example is None else read_situation(example, f"{place}, example_situation"),
-        plain.example_log,
-    )
+    conditions = (read_condition(table, f"{place}, when[{i}]") for i, table in enumerate(tables))
+    patterns = (read_pattern(text, f"{place}, log[{i}]") for i, text in enumerate(plain.log))
+    seen = None if example is None else read_situation(example, f"{place}, example_situation")
+    read = {"when": tuple(conditions), "log": tuple(patterns), "example_situation": seen}
+    issue = KnownIssue(**{**vars(plain), **read})
     _check_issue(issue, place)
     return issue
 

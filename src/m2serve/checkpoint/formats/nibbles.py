@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-# Magnitudes of codes 0..7; bit 3 of a code is the sign.
+# Magnitudes of codes 0..7: bits 2 and 1 are the exponent, bit 0 the mantissa; bit 3 is the sign.
 E2M1_MAGNITUDES = (0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0)
 _MIDPOINTS = (0.25, 0.75, 1.25, 1.75, 2.5, 3.5, 5.0)
 _TIES_THAT_ROUND_UP = (0.75, 1.75, 3.5)

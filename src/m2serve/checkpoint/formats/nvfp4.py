@@ -12,6 +12,7 @@ from typing import ClassVar, Self
 
 import torch
 
+from m2serve.checkpoint.formats.fp8_block import E4M3_MAX
 from m2serve.checkpoint.formats.nibbles import encode_e2m1, pack_nibbles
 from m2serve.checkpoint.formats.scales import check_finite, check_positive
 from m2serve.checkpoint.formats.storage import SCALAR, StorageFormat, TensorInfo, TensorRule
@@ -20,7 +21,6 @@ from m2serve.checkpoint.weights import Nvfp4Weight
 
 GROUP_SIZE = 16
 E2M1_MAX = 6.0
-E4M3_MAX = 448.0
 E4M3_TINY = 2.0**-9
 
 
