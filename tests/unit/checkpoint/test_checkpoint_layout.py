@@ -142,7 +142,12 @@ def test_scalars_may_be_vectors_of_one(tmp_path: Path) -> None:
             if name.endswith(("weight_scale_2", "input_scale")):
                 tensors[name] = tensors[name].reshape(1)
 
-    edited(tmp_path, "nvfp4-modelopt", widen)
+    plain = edited(tmp_path / "plain", "nvfp4-modelopt", lambda tensors: None)
+    widened = edited(tmp_path / "widened", "nvfp4-modelopt", widen)
+    assert plain.linears
+    assert {name: storage(widened, name) for name in widened.linears} == {
+        name: storage(plain, name) for name in plain.linears
+    }
 
 
 def drop(name: str) -> Callable[[Tensors], object]:

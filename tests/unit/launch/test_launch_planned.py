@@ -24,6 +24,8 @@ def test_written_and_read_back(row: Deployment) -> None:
             continue
         for file in write(plan, LaunchOptions(nic="eth0")):
             if file.name.endswith(".yaml"):
-                assert all(yaml.safe_load_all(file.text))
+                documents = list(yaml.safe_load_all(file.text))
+                assert documents
+                assert all(documents)
             else:
                 subprocess.run(["bash", "-n"], input=file.text.encode(), check=True)
