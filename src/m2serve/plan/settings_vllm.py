@@ -121,10 +121,12 @@ def _hopper(c: Configuration) -> Settings:
 def _amd(c: Configuration) -> Settings:
     if not set(c.archs) <= {"gfx942", "gfx950"}:
         return ()
+    is_int4 = c.held.experts_format.startswith("int4")  # whose experts are Triton's there
+    used_for = "attention" if is_int4 else "experts and attention"
     reason = "not the default since 0.20, and 2,600 against 1,600 tokens/s a GPU"
     return (
         *flag(c, "attention_backend", "ROCM_AITER_FA", reason, "recipes; vllm-project/vllm#43029"),
-        *env(c, "VLLM_ROCM_USE_AITER", 1, "AMD's kernels for experts and attention", RECIPE),
+        *env(c, "VLLM_ROCM_USE_AITER", 1, f"AMD's kernels for {used_for}", RECIPE),
         *env(c, "VLLM_ROCM_SHUFFLE_KV_CACHE_LAYOUT", 1, "the layout those kernels read", RECIPE),
     )
 
