@@ -81,11 +81,11 @@ ADDED_TOKENS = (
 NOT_SPECIAL = frozenset(ADDED_TOKENS[-4:])
 
 
-def splitter(pattern: str = SPLIT_PATTERN) -> pre_tokenizers.PreTokenizer:
+def splitter() -> pre_tokenizers.PreTokenizer:
     """The split rule, then bytes."""
     return pre_tokenizers.Sequence(
         [
-            pre_tokenizers.Split(Regex(pattern), behavior="isolated"),
+            pre_tokenizers.Split(Regex(SPLIT_PATTERN), behavior="isolated"),
             pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
         ]
     )

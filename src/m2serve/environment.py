@@ -75,6 +75,14 @@ def available_bytes(free_bytes: int, groups: Iterable[Path]) -> int:
     return free_bytes
 
 
+def one_cpu_a_core(cpu_root: Path = _CPU_ROOT) -> tuple[int, ...]:
+    """Numbers of the processors this process may use, one of each physical core, in order."""
+    first: dict[tuple[str, str], int] = {}
+    for cpu in sorted(_usable_cpus()):
+        first.setdefault(_core_of(cpu, cpu_root), cpu)
+    return tuple(first.values())
+
+
 def cpu_facts(cpuinfo: Path) -> dict[str, str]:
     """What Linux says about the first processor."""
     first = _read(cpuinfo).split("\n\n", 1)[0]

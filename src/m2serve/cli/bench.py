@@ -186,12 +186,15 @@ def _check_room(
     from m2serve.engine.placement import free_memory_bytes
     from m2serve.spec.cost import weight_bytes
 
-    dense = attention_format or "bf16"
+    stored = "f32" if dtype.itemsize == 4 else "bf16"
+    dense = attention_format or stored
     needed = weight_bytes(
-        shape, attention=dense, experts=format, embedding="bf16", head=head_format or dense
+        shape,
+        attention=dense,
+        experts=stored if format == "bf16" else format,
+        embedding=stored,
+        head=head_format or dense,
     ).total
-    if dtype.itemsize == 4 and format == "bf16":
-        needed *= 2
     free = free_memory_bytes(device)
     if needed > free:
         raise ResourceError(

@@ -135,7 +135,7 @@ async def _answer(
     request = {**body, "messages": messages, "stream": True}
     try:
         async for chunk in endpoint.stream("/v1/chat/completions", request):
-            for choice in chunk.data.get("choices") or ():
+            for choice in _list(chunk.data.get("choices")):
                 _show(_object(choice), turn, console)
     except asyncio.CancelledError:
         # Ctrl-C cancels the main task; only the answer ends, not the conversation.
@@ -158,16 +158,16 @@ def _show(choice: dict[str, Any], turn: Turn, console: Console) -> None:
             console.print()
         turn.content += text
         console.print(text, end="", markup=False, soft_wrap=True)
-    calls = delta.get("tool_calls")
-    for call in calls if isinstance(calls, list) else ():
+    for call in _list(delta.get("tool_calls")):
         _add_call(_object(call), turn.tool_calls)
-    turn.finish_reason = choice.get("finish_reason") or turn.finish_reason
+    turn.finish_reason = _text(choice.get("finish_reason")) or turn.finish_reason
 
 
 def _add_call(delta: dict[str, Any], calls: dict[int, dict[str, Any]]) -> None:
     empty = {"id": "", "type": "function", "function": {"name": "", "arguments": ""}}
-    call = calls.setdefault(delta.get("index", 0), empty)
-    call["id"] = delta.get("id") or call["id"]
+    index = delta.get("index", 0)
+    call = calls.setdefault(index if isinstance(index, int) else 0, empty)
+    call["id"] = _text(delta.get("id")) or call["id"]
     function = _object(delta.get("function"))
     call["function"]["name"] += _text(function.get("name"))
     call["function"]["arguments"] += _text(function.get("arguments"))
@@ -176,6 +176,10 @@ def _add_call(delta: dict[str, Any], calls: dict[int, dict[str, Any]]) -> None:
 def _object(value: Any) -> dict[str, Any]:
     """What a server sends need not be what the protocol says."""
     return value if isinstance(value, dict) else {}
+
+
+def _list(value: Any) -> list[Any]:
+    return value if isinstance(value, list) else []
 
 
 def _text(value: Any) -> str:

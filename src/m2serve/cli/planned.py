@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -11,6 +12,7 @@ import typer
 
 from m2serve.devices import local_hardware
 from m2serve.engine.config import EngineConfig
+from m2serve.environment import one_cpu_a_core
 from m2serve.errors import ResourceError
 from m2serve.launch.command import VISIBLE_DEVICES
 from m2serve.plan.plan import choose
@@ -67,7 +69,7 @@ def planned_engine(
     """
     hardware = local_hardware()
     if hardware.groups[0].accelerator.vendor == "cpu":
-        return PlannedEngine(env=cpu_binding(arguments, os.cpu_count() or 1))
+        return PlannedEngine(env=cpu_binding(arguments, one_cpu_a_core()))
     workload = local_workload(config.max_model_len, config.max_num_seqs)
     text = hardware_text(hardware)
     plan = _plan(kind, config.model_path, text, workload, version)
@@ -109,21 +111,32 @@ def _is_known(setting: Setting, kind: str, version: str) -> bool:
     return known(setting.name, version)
 
 
-_RANKS = ("--tensor-parallel-size", "-tp", "--pipeline-parallel-size", "-pp")
+_RANKS = {
+    "--tensor-parallel-size": "tensor",
+    "-tp": "tensor",
+    "--pipeline-parallel-size": "pipeline",
+    "-pp": "pipeline",
+    "--data-parallel-size": "data",
+    "-dp": "data",
+}
 
 
-def cpu_binding(arguments: Sequence[str], num_cpus: int) -> dict[str, str]:
+def cpu_binding(arguments: Sequence[str], cpus: Sequence[int]) -> dict[str, str]:
     """vLLM's variable that gives each rank cores of its own: with more ranks than NUMA nodes it
-    dies without ("Not enough allowed NUMA nodes"). Nothing for one rank, or where it is set."""
+    dies without ("Not enough allowed NUMA nodes"). Nothing for one rank, or where it is set.
+
+    `arguments` are vLLM's, of which the last of a kind counts; `cpus` one processor of each core.
+    """
     name = "VLLM_CPU_OMP_THREADS_BIND"
-    ranks = 1
+    sizes: dict[str, int] = {}
     words = [word for argument in arguments for word in argument.split("=", 1)]
     for flag, value in itertools.pairwise(words):
-        if flag in _RANKS and value.isdecimal():
-            ranks *= int(value)
-    if ranks < 2 or ranks > num_cpus or name in os.environ:
+        kind = _RANKS.get(flag.replace("_", "-"))
+        if kind and value.isascii() and value.isdecimal():
+            sizes[kind] = int(value)
+    ranks = math.prod(sizes.values())
+    if not 2 <= ranks <= len(cpus) or name in os.environ:
         return {}
-    edges = [num_cpus * rank // ranks for rank in range(ranks + 1)]
-    spans = itertools.pairwise(edges)
-    cores = [str(low) if high == low + 1 else f"{low}-{high - 1}" for low, high in spans]
-    return {name: "|".join(cores)}
+    edges = [len(cpus) * rank // ranks for rank in range(ranks + 1)]
+    shares = (cpus[low:high] for low, high in itertools.pairwise(edges))
+    return {name: "|".join(",".join(str(cpu) for cpu in share) for share in shares)}

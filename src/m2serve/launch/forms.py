@@ -25,6 +25,8 @@ FORMS: Mapping[FormName, Callable[[Plan, LaunchOptions], tuple[LaunchFile, ...]]
     "slurm": slurm_files,
     "recipe": recipe_files,
 }
+# The others get devices from a scheduler and count them from 0.
+_SEES_ALL_DEVICES: tuple[FormName, ...] = ("shell", "docker", "compose")
 
 
 def launch_files(
@@ -33,4 +35,5 @@ def launch_files(
     """The files of a form, in the order the nodes start; raises UsageError where a form cannot
     hold the plan.
     """
-    return FORMS[form](plan, placed(plan, options))
+    sees_all = form in _SEES_ALL_DEVICES
+    return FORMS[form](plan, placed(plan, options) if sees_all else options)

@@ -69,9 +69,12 @@ def interpreter_of(program: Path) -> str | None:
 
 
 def release_of(text: str) -> str:
-    """The release of a version as packages write it ("0.20.3.dev12+g1a2b" is "0.20.3"), or ""."""
+    """The release of a version as packages write it ("0.20.3.dev12+g1a2b" is "0.20.3"), or "".
+
+    "0.1.dev" is what a checkout without tags calls itself, whatever it is.
+    """
     found = _RELEASE.match(text.strip())
-    if found is None:
+    if found is None or text.strip().startswith("0.1.dev"):
         return ""
     try:
         return Version.parse(found[0]).text

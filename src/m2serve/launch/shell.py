@@ -37,15 +37,16 @@ def shell_files(plan: Plan, options: LaunchOptions = DEFAULTS) -> tuple[LaunchFi
     )
 
 
-def head_comments(plan: Plan, options: LaunchOptions) -> list[str]:
-    """What is run, the ports and what to watch for, as lines without a comment sign."""
+def head_comments(plan: Plan, options: LaunchOptions, *, is_one_job: bool = False) -> list[str]:
+    """What is run, the ports and what to watch for, as lines without a comment sign; one job
+    starts all nodes by itself."""
     nodes = f" on each of {plan.num_nodes} nodes" if plan.num_nodes > 1 else ""
     lines = [f"{plan.model} on {plan.hardware}{nodes}: {plan.engine} {plan.engine_version}"]
     if plan.num_replicas > 1:
         lines.append(
             f"{plan.num_replicas} servers, each on its own share of the devices, behind one front"
         )
-    if plan.num_nodes > 1:
+    if plan.num_nodes > 1 and not is_one_job:
         lines.append("Start node 0 first: the others look for it, and it waits for them")
     lines += [f"Port {port}: {purpose}" for port, purpose in ports_of(plan, options)]
     lines += plan.warnings

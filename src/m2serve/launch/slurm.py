@@ -64,7 +64,7 @@ def _directives(plan: Plan) -> list[str]:
 
 def _comments(plan: Plan, options: LaunchOptions) -> list[str]:
     host = setting_comments(node_settings(plan, options, 0), ("system",))
-    lines = head_comments(plan, options)
+    lines = head_comments(plan, options, is_one_job=True)
     lines += ["On each node, by its administrator:", *host] if host else []
     return [f"# {line}" for line in lines]
 

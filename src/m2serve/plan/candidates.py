@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
+from collections import Counter
 from collections.abc import Iterator
+from itertools import chain
 
 from m2serve.plan.settings_ascend import is_long
 from m2serve.records import Objective, Parallelism, Workload
 from m2serve.spec.engines import Engine
-from m2serve.spec.hardware import DeviceGroup, Hardware
+from m2serve.spec.hardware import Accelerator, DeviceGroup, Hardware
 from m2serve.spec.variants import Variant, find_variant, load_variants
 from m2serve.spec.versions import Version
 
@@ -38,8 +40,12 @@ def machines(hardware: Hardware, objective: Objective) -> tuple[Hardware, ...]:
     the lowest cost also fewer. The rest stays free.
     """
     if not hardware.is_uniform:
-        alone = (dataclasses.replace(hardware, groups=(group,)) for group in hardware.groups)
-        return (hardware, *alone)
+        kinds = Counter[Accelerator]()
+        for group in hardware.groups:
+            kinds[group.accelerator] += group.count
+        alone = [(DeviceGroup(device, count),) for device, count in kinds.items()]
+        each = (dataclasses.replace(hardware, groups=groups) for groups in alone)
+        return (hardware, *chain.from_iterable(machines(kind, objective) for kind in each))
     if objective != "cost":
         return (hardware,)
     in_node = sum(group.count for group in hardware.groups)

@@ -150,6 +150,9 @@ def _output_rates(found: Figures, plan: Plan, c: Configuration) -> Iterator[tupl
     load = plan.workload
     for value in found.get("rate", ()):
         yield f"{value:g} tokens/s", value
+    users = found.get("users", (float(load.concurrency),))[0]
+    for value in found.get("rate_per_user", ()):
+        yield f"{value:g} tokens/s a user", value * users
     for value in found.get("rate_per_device", ()):
         yield f"{value:g} tokens/s a device", value * len(c.machine.devices)
     for value in found.get("total_rate", ()):

@@ -12,14 +12,16 @@ _MAX_VALUE = 1e15
 _NUMBER = r"(\d[\d,]*(?:\.\d+)?)"
 _RATE = r"(?:tok/s|tokens/s|tokens per second|t/s|tps)"
 _DEVICE = r"(?:/| per )(?:gpu|device|card|npu)"
-_PROMPT = r"(?:pp ?\d{1,6}|prefill|prompt processing|prompt|input)(?: throughput)?[:=]?"
+_PROMPT = r"\b(?:pp ?[0-9]{3,6}|pp|prefill|prompt processing|prompt|input)(?: throughput)?\b[:=]?"
+_TOTAL = r"(?:total token|input ?\+ ?output)(?: throughput)?[:=]?"
 # In this order: what a pattern has taken is not read again.
 _PATTERNS: Mapping[str, str] = {
-    "users": rf"{_NUMBER} ?(?:users|concurrent|streams|requests)|(?:concurrency|conc) ?{_NUMBER}",
+    "users": rf"{_NUMBER} ?(?:users?|concurrent|streams|requests)|(?:concurrency|conc) ?{_NUMBER}",
     "prefill": rf"{_PROMPT} ?(?:of |at )?{_NUMBER} ?{_RATE}"
     rf"|{_NUMBER} ?(?:prefill|prompt|input) {_RATE}|{_NUMBER} ?{_RATE} (?:of )?(?:prefill|prompt)",
-    "total_rate": rf"total(?: throughput)?[:=]? ?(?:of )?{_NUMBER} ?{_RATE}"
-    rf"|{_NUMBER} ?total {_RATE}|{_NUMBER} ?{_RATE} (?:in )?total",
+    # Prompts counted, too: "total" alone is as often the sum over users.
+    "total_rate": rf"{_TOTAL} ?(?:of )?{_NUMBER} ?{_RATE}|{_NUMBER} ?total {_RATE}",
+    "rate_per_user": rf"{_NUMBER} ?(?:output )?{_RATE}(?:/| per )(?:user|stream|request)",
     "rate_per_device": rf"{_NUMBER} ?(?:output )?{_RATE}{_DEVICE}",
     "rate": rf"{_NUMBER} ?(?:output |decode |generation )?{_RATE}",
     "tpot_ms": rf"tpot:? ?{_NUMBER} ?ms",
@@ -31,7 +33,7 @@ _PATTERNS: Mapping[str, str] = {
     "parameters": rf"{_NUMBER} ?b(?:illion)? (?:total )?(?:param|total)",
     "context": rf"{_NUMBER} ?(k|m)?(?: tokens?)?(?: of)? context",
 }
-_ONE_STREAM = re.compile(r"\btg ?[0-9]|single stream|single user")
+_ONE_STREAM = re.compile(r"\btg ?[0-9]|single[- ](?:stream|user)")
 _CONTEXT_UNITS = {"k": 1024, "m": 1 << 20}
 
 

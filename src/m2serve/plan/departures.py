@@ -1,7 +1,7 @@
 """Where a plan differs from a published deployment of the same kind, setting by setting.
 
-A setting of a document that the plan leaves out or gives another value needs a reason here; another
-cut is held against the document's by the forecast.
+A setting of a document that the plan leaves out needs a reason here, one with another value has one
+here or its own; another cut is held against the document's by the forecast.
 """
 
 from __future__ import annotations
@@ -119,7 +119,7 @@ def departures_from(
         elif not is_same_value(value, own.value) and own.node is None:
             text = f"{own.name} {own.value} instead of {value}"
             is_cut = key in _CUT_FLAGS
-            why = _against(deployment, c, workload) if is_cut else OTHER_VALUES.get(key, "")
+            why = _against(deployment, c, workload) if is_cut else OTHER_VALUES.get(key, own.reason)
             yield Departure(deployment.id, text, why)
     commands = {s.name for s in settings if s.kind == "system"}
     for command in deployment.host_commands:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from itertools import islice
 
 from m2serve.errors import ResourceError, UsageError
 from m2serve.plan.candidates import variants_for
@@ -16,7 +17,7 @@ from m2serve.plan.search import MAX_RUNNERS_UP, Search, search
 from m2serve.plan.setting import Settings
 from m2serve.plan.settings import bare_settings, settings_of
 from m2serve.plan.warnings import warnings_of
-from m2serve.records import Plan, Rejection, Workload
+from m2serve.records import Plan, Rejection, Setting, Workload
 from m2serve.spec.engines import Engine, find_engine, load_engines
 from m2serve.spec.hardware import Hardware, hardware_text, parse_hardware
 from m2serve.spec.variants import Variant
@@ -75,29 +76,31 @@ def choose(
     best, settings, skipped = _first_sound(result)
     warnings = (
         *warnings_of(best, machine, runs),
-        *_one_server_a_node(engines, variants, machine, workload, best),
+        *_one_server_a_node(best, machine, engines, variants, runs, allow_replicas),
     )
     plan = _plan(model, best, settings, skipped, result, warnings, machine)
     return plan, best.configuration
 
 
 def _one_server_a_node(
+    best: Candidate,
+    machine: Hardware,
     engines: Sequence[tuple[Engine, str]],
     variants: Sequence[Variant],
-    machine: Hardware,
-    workload: Workload,
-    best: Candidate,
+    runs: Sequence[Run],
+    allow_replicas: bool,
 ) -> Iterator[str]:
     """Whether as many independent servers as nodes would do better than one over all of them."""
-    nodes = machine.num_nodes
+    nodes, workload = machine.num_nodes, best.workload
     if nodes == 1 or best.configuration.hardware.num_nodes == 1:
         return
     share = replace(workload, concurrency=-(-workload.concurrency // nodes))
-    found = search(engines, variants, replace(machine, num_nodes=1), share).found
+    node = replace(machine, num_nodes=1)
+    found = search(engines, variants, node, share, runs, allow_replicas=allow_replicas).found
     if not found or not found[0].holds_workload:
         return
     alone = found[0]
-    rate = nodes * alone.speed.output_tokens_per_s.value
+    rate = min(nodes, workload.concurrency) * alone.speed.output_tokens_per_s.value
     tpot = alone.speed.tpot_ms.value
     is_better = rate > best.speed.output_tokens_per_s.value
     if workload.objective == "latency":
@@ -173,6 +176,8 @@ def _plan(
     c, workload = best.configuration, best.workload
     is_family = "/" not in model and c.variant.own_shape is None
     bare = bare_settings(c)
+    devices = _device_numbers(c.machine, machine)
+    settings = _by_number(c, settings, devices)
     return Plan(
         model=c.variant.name if is_family else model,
         variant="" if c.variant.own_shape is not None else c.variant.name,
@@ -195,18 +200,31 @@ def _plan(
         rejected=result.rejected,
         departures=departures_of(c, settings, workload),
         num_replicas=c.num_replicas,
-        devices=_device_numbers(c.machine, machine),
+        devices=devices,
     )
 
 
 def _device_numbers(used: Hardware, machine: Hardware) -> tuple[int, ...]:
-    """Of one kind of device behind others of an unequal machine; () where it is the first."""
-    if machine.is_uniform or used.groups == machine.groups:
+    """Of one kind of device on an unequal machine, counted as its vendor's tools do; () where all
+    or the first of equal ones are used.
+    """
+    if machine.is_uniform or not used.is_uniform:
         return ()
     (group,) = used.groups
-    before = machine.groups[: machine.groups.index(group)]
-    first = sum(other.count for other in before)
-    return tuple(range(first, first + group.count)) if first else ()
+    vendor = group.accelerator.vendor
+    node = (device for other in machine.groups for device in [other.accelerator] * other.count)
+    of_vendor = enumerate(device for device in node if device.vendor == vendor)
+    numbers = (number for number, device in of_vendor if device == group.accelerator)
+    return tuple(islice(numbers, group.count))
+
+
+def _by_number(c: Configuration, settings: Settings, devices: tuple[int, ...]) -> Settings:
+    """CUDA counts the fastest card first unless it is told otherwise."""
+    name = "CUDA_DEVICE_ORDER"
+    if not devices or c.devices[0].vendor != "nvidia" or name in {s.name for s in settings}:
+        return settings
+    reason = "the numbers of the plan's cards are those of nvidia-smi"
+    return (*settings, Setting("env", name, "PCI_BUS_ID", reason, "CUDA"))
 
 
 def _runners_up(best: Candidate, skipped: dict[str, str], result: Search) -> tuple[Rejection, ...]:

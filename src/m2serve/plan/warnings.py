@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from m2serve.plan.configuration import Configuration
 from m2serve.plan.measured import is_of
 from m2serve.plan.overhead import SOURCE
-from m2serve.plan.ranking import Candidate, workload_tokens
+from m2serve.plan.ranking import Candidate, request_tokens, workload_tokens
 from m2serve.plan.run_records import Run
 from m2serve.records import Workload
 from m2serve.spec.cost import active_bytes_per_token
@@ -25,6 +25,7 @@ def warnings_of(
     return (
         *_licence(candidate),
         *_free_devices(candidate, machine),
+        *_order(machine),
         *_memory(candidate, workload),
         *_speed(candidate, workload),
         *_measured(candidate, runs),
@@ -34,6 +35,14 @@ def warnings_of(
         *_loading(candidate),
         *_hardware(candidate),
     )
+
+
+def _order(machine: Hardware) -> Iterator[str]:
+    if not machine.is_uniform:
+        yield (
+            "Unequal cards are told apart by their numbers: name the hardware in the order of "
+            "nvidia-smi (or the vendor's own tool), or layers of a big card land on a small one."
+        )
 
 
 def _licence(candidate: Candidate) -> Iterator[str]:
@@ -63,7 +72,8 @@ def _memory(candidate: Candidate, workload: Workload) -> Iterator[str]:
             f"{workload_tokens(workload, c.num_replicas):,} at once: some will wait."
         )
     if memory.safe_tokens < c.max_model_len:
-        cure = "lower the context" if memory.safe_tokens else _without_room(c)
+        is_context = memory.safe_tokens >= request_tokens(workload)
+        cure = "lower the context" if is_context else _without_room(c)
         yield (
             f"Overhead is estimated ({SOURCE}). A quarter more leaves {memory.safe_tokens:,} "
             f"tokens, less than the context of {c.max_model_len:,}; if the engine does not start, "
@@ -76,10 +86,11 @@ def _memory(candidate: Candidate, workload: Workload) -> Iterator[str]:
 
 def _without_room(c: Configuration) -> str:
     """What frees memory where the KV cache is not what fills it."""
-    offload = c.engine.flag("cpu_offload_gb", c.version)
-    eager = c.engine.flag("enforce_eager", c.version)
+    offload = c.engine.flag("cpu_offload_gb", c.version) if c.engine.name == "vllm" else None
+    eager = None if c.enforce_eager else c.engine.flag("enforce_eager", c.version)
+    amount = "more" if c.cpu_offload_bytes else "some"
     cures = [f"leave graphs out ({eager})"] if eager else []
-    cures += [f"keep some weights in host memory ({offload})"] if offload else []
+    cures += [f"keep {amount} weights in host memory ({offload})"] if offload else []
     return " or ".join(cures) or "take a smaller checkpoint"
 
 
@@ -176,11 +187,6 @@ def _loading(candidate: Candidate) -> Iterator[str]:
 
 
 def _hardware(candidate: Candidate) -> Iterator[str]:
-    if not candidate.configuration.hardware.is_uniform:
-        yield (
-            "Layers go to the cards in the order the hardware was named in; name them in the order "
-            "of nvidia-smi, or the big card's layers land on a small one."
-        )
     unverified = {d.name for d in candidate.configuration.devices if not d.is_verified}
     for name in sorted(unverified):
         yield f"Figures of {name} are from sources that disagree or were not verified."

@@ -6,13 +6,15 @@ from typing import Any
 
 import pytest
 from rich.console import Console
+from run_records import RECORD
 from typer.testing import CliRunner
 
-from m2serve.cli.chat import Turn, _show
+from m2serve.cli.chat import Turn, _closing, _show
 from m2serve.cli.main import app
 from m2serve.client import key_header
 from m2serve.errors import M2Error, ResourceError, UsageError
 from m2serve.plan.run_records import parse_cut, read_runs
+from m2serve.records import to_json
 from m2serve.server.run import bind
 from m2serve.spec.shape import load_json_object
 
@@ -53,31 +55,25 @@ def test_a_folder_that_cannot_be_written_is_named(tmp_path: Path) -> None:
     assert "cannot be written" in fails(*command, "--output-folder", str(file / "below"))
 
 
-RUN = {
-    "commit": "c",
-    "command": "m2 bench engine",
-    "machine": "m",
-    "model": "M",
-    "engine": "own",
-}
+def record(folder: Path, **changes: Any) -> Path:
+    file = folder / "run.json"
+    file.write_text(json.dumps({**json.loads(to_json(RECORD)), **changes}))
+    return file
 
 
 @pytest.mark.parametrize("extra", [[1], [None], ["ab"], [{"a": 1, "b": 2}], [["a", "b", "c"]]])
 def test_extras_of_a_record_are_pairs_of_texts(extra: Any, tmp_path: Path) -> None:
-    file = tmp_path / "run.json"
-    record = {"tpot_ms": 1.0, "engine": "own", "concurrency": 1, "extra": extra, **RUN}
-    file.write_text(json.dumps(record))
-    with pytest.raises(UsageError, match=r"run\.json"):
-        read_runs(file)
+    assert read_runs(record(tmp_path, extra=[["a", "b"]]))
+    assert read_runs(record(tmp_path, extra={"a": "b"}))
+    with pytest.raises(UsageError, match=r"run\.json: extra holds"):
+        read_runs(record(tmp_path, extra=extra))
 
 
 @pytest.mark.parametrize("number", [10**400, -1, "1", True, None])
 def test_numbers_of_a_record_are_numbers(number: Any, tmp_path: Path) -> None:
-    file = tmp_path / "run.json"
-    record = {"tpot_ms": number, "engine": "own", "concurrency": 1, "extra": [], **RUN}
-    file.write_text(json.dumps(record))
-    with pytest.raises(UsageError, match=r"run\.json"):
-        read_runs(file)
+    assert read_runs(record(tmp_path, tpot_ms=1))
+    with pytest.raises(UsageError, match=r"run\.json: tpot_ms is"):
+        read_runs(record(tmp_path, tpot_ms=number))
 
 
 @pytest.mark.parametrize("text", ["TP4DP2", "TP٤", "TP", "x", "TP4 EP EP", "", "TP0"])
@@ -121,9 +117,11 @@ def test_a_file_that_cannot_be_read(tmp_path: Path) -> None:
         {"delta": {"reasoning": 7}},
         {"delta": {"tool_calls": "x"}},
         {"delta": {"tool_calls": [None, {"function": "f"}, {"function": {"name": 3}}]}},
+        {"delta": {"tool_calls": [{"index": [1]}, {"index": "a", "id": 3}]}, "finish_reason": 5},
     ],
 )
 def test_an_answer_of_another_shape_shows_what_it_can(choice: dict[str, Any]) -> None:
     turn = Turn()
     _show(choice, turn, Console(quiet=True))
     assert turn.content == ""
+    assert isinstance(_closing(turn), str)

@@ -65,29 +65,31 @@ def test_a_cpu_keeps_the_engines_defaults(folder: Path, monkeypatch: pytest.Monk
 
 
 @pytest.mark.parametrize(
-    ("arguments", "num_cpus", "bound"),
+    ("arguments", "cpus", "bound"),
     [
-        (("--tensor-parallel-size", "2"), 2, "0|1"),
-        (("--tensor-parallel-size=2",), 8, "0-3|4-7"),
-        (("-tp", "2", "-pp", "2"), 8, "0-1|2-3|4-5|6-7"),
-        (("-pp=3",), 8, "0-1|2-4|5-7"),
-        ((), 8, None),
-        (("-tp", "1"), 8, None),
-        (("-tp", "4"), 2, None),
-        (("-tp", "x"), 2, None),
+        (("--tensor-parallel-size", "2"), (0, 1), "0|1"),
+        (("--tensor_parallel_size=2",), (0, 1, 2, 3), "0,1|2,3"),
+        (("-tp", "2", "-pp", "2"), (0, 2, 4, 6), "0|2|4|6"),
+        (("-tp", "2", "-dp", "2"), (0, 2, 4, 6), "0|2|4|6"),
+        (("-tp", "4", "--tensor-parallel-size", "2"), (3, 5), "3|5"),
+        (("-pp=3",), tuple(range(8)), "0,1|2,3,4|5,6,7"),
+        ((), (0, 1), None),
+        (("-tp", "1"), (0, 1), None),
+        (("-tp", "4"), (0, 1), None),
+        (("-tp", "x"), (0, 1), None),
     ],
 )
 def test_ranks_on_a_cpu_get_cores_of_their_own(
     arguments: tuple[str, ...],
-    num_cpus: int,
+    cpus: tuple[int, ...],
     bound: str | None,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.delenv("VLLM_CPU_OMP_THREADS_BIND", raising=False)
-    found = planned.cpu_binding(arguments, num_cpus)
+    found = planned.cpu_binding(arguments, cpus)
     assert found == ({} if bound is None else {"VLLM_CPU_OMP_THREADS_BIND": bound})
     monkeypatch.setenv("VLLM_CPU_OMP_THREADS_BIND", "all")
-    assert planned.cpu_binding(arguments, num_cpus) == {}
+    assert planned.cpu_binding(arguments, cpus) == {}
 
 
 def test_as_many_users_as_the_server_lets_in(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:

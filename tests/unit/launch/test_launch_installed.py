@@ -34,6 +34,7 @@ def test_the_interpreter_of_a_script(tmp_path: Path) -> None:
         ("0.20.2\n", "0.20.2"),
         ("0.32.0+cpu", "0.32.0"),
         ("0.20.3.dev12+g1a2b3c", "0.20.3"),
+        ("0.1.dev1+g1a2b3c", ""),
         ("0.5.10.post1", "0.5.10.post1"),
         ("0.26.0rc1", "0.26.0rc1"),
         ("", ""),

@@ -108,4 +108,4 @@ def test_a_flag_without_a_reason_is_seen() -> None:
     assert [d.reason for d in departures_from(deployment, (), *rest)] == [""]
     mine = (Setting("flag", "--new", "2", "because", "here"),)
     found = list(departures_from(deployment, mine, *rest))
-    assert [(d.setting, d.reason) for d in found] == [("--new 2 instead of 1", "")]
+    assert [(d.setting, d.reason) for d in found] == [("--new 2 instead of 1", "because")]

@@ -100,7 +100,12 @@ def test_every_figure_of_a_text_is_read_once() -> None:
         ("prefill 90000 tok/s, out 2591 tok/s", {"prefill": (90_000,), "rate": (2591,)}),
         ("input throughput: 812.5 tok/s", {"prefill": (812.5,)}),
         ("5,000 tokens/s prefill", {"prefill": (5000,)}),
-        ("total 16096 tok/s", {"total_rate": (16096,)}),
+        ("total token throughput 16096 tok/s", {"total_rate": (16096,)}),
+        ("total throughput 3355 tok/s", {"rate": (3355,)}),
+        ("3355 tok/s total", {"rate": (3355,)}),
+        ("TP2 PP2 90000 tok/s", {"rate": (90_000,)}),
+        ("pp 1234 t/s", {"prefill": (1234,)}),
+        ("90 tok/s/user", {"rate_per_user": (90,)}),
         ("2,600 tok/s/GPU", {"rate_per_device": (2600,)}),
         ("1600 tokens/s per device and 80 t/s", {"rate_per_device": (1600,), "rate": (80,)}),
     ],
@@ -116,6 +121,8 @@ def test_rates_of_prompts_totals_and_devices_are_told_apart(
     [
         ("pp2048 3342.54 tok/s; tg32 16.71 tok/s", 1),
         ("81 tok/s single stream", 1),
+        ("single-stream 81 tok/s", 1),
+        ("1 user, 81 tok/s", 1),
         ("8 users, 90 tok/s", 8),
         ("0.4 users, tg32 5 tok/s", 1),
         ("90 tok/s", None),
@@ -134,7 +141,9 @@ def test_a_rate_of_prompts_is_held_against_arithmetic() -> None:
 
 def test_a_total_counts_the_prompts() -> None:
     [(alone, _)] = judge("64 users, 24000 tok/s", *B200, input_len=3000, output_len=1000)
-    [(together, _)] = judge("64 users, total 24000 tok/s", *B200, input_len=3000, output_len=1000)
+    [(together, _)] = judge(
+        "64 users, input+output 24000 tok/s", *B200, input_len=3000, output_len=1000
+    )
     assert alone == "impossible"
     assert together != "impossible"
 

@@ -101,7 +101,16 @@ def choice_of(deployment: Deployment, hardware: str = "") -> tuple[Plan, Configu
 @pytest.mark.parametrize("deployment", load_deployments(), ids=lambda row: row.id)
 def test_every_departure_has_a_reason(deployment: Deployment) -> None:
     plan, c = choice_of(deployment)
+    said_anyway = {setting.reason for setting in plan.settings}
     for departure in departures_from(deployment, plan.settings, c, plan.workload):
+        assert departure.reason, departure.setting
+        if " instead of " in departure.setting:
+            assert departure.reason not in said_anyway, departure.setting
+
+
+@pytest.mark.parametrize("hardware", ["2xrtx-pro-6000", "4xb200", "8xh200", "16xascend-910c"])
+def test_no_plan_departs_without_a_word(hardware: str) -> None:
+    for departure in make_plan("MiniMax-M2.5", hardware).departures:
         assert departure.reason, departure.setting
 
 

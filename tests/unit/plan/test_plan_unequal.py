@@ -19,27 +19,48 @@ def env_of(plan: Plan) -> dict[str, str]:
 
 
 @pytest.mark.parametrize(
-    ("hardware", "devices"),
-    [("2xrtx-pro-6000+1xrtx-4090", ()), ("1xrtx-4090+2xrtx-pro-6000", (1, 2))],
+    ("hardware", "used", "devices"),
+    [
+        ("2xrtx-pro-6000+1xrtx-4090", "2xrtx-pro-6000", (0, 1)),
+        ("1xrtx-4090+2xrtx-pro-6000", "2xrtx-pro-6000", (1, 2)),
+        ("1xrtx-pro-6000+1xrtx-4090+1xrtx-pro-6000", "2xrtx-pro-6000", (0, 2)),
+    ],
 )
 def test_one_kind_alone_is_taken_where_it_is_faster(
-    hardware: str, devices: tuple[int, ...]
+    hardware: str, used: str, devices: tuple[int, ...]
 ) -> None:
     plan = make_plan(NVFP4, hardware, engine="vllm")
-    assert plan.hardware == "2xrtx-pro-6000"
+    assert (plan.hardware, plan.devices) == (used, devices)
     assert plan.parallelism.tensor == 2
-    assert plan.devices == devices
-    assert any("takes 2 of 3 devices" in warning for warning in plan.warnings)
+    assert env_of(plan)["CUDA_DEVICE_ORDER"] == "PCI_BUS_ID"
+    assert any("2 of 3 devices" in warning for warning in plan.warnings)
+    assert any("by their numbers" in warning for warning in plan.warnings)
+    numbers = ",".join(str(number) for number in devices)
     [script] = launch_files(plan, "shell")
-    shown = 'export CUDA_VISIBLE_DEVICES="1,2"' if devices else "CUDA_VISIBLE_DEVICES"
-    assert (shown in script.text.replace("=1,2", '="1,2"')) == bool(devices)
+    assert f"export CUDA_VISIBLE_DEVICES={numbers}\n" in script.text.replace("'", "")
+    [container] = launch_files(plan, "docker")
+    assert f'"device={numbers}"' in container.text
+    for form in ("kubernetes", "slurm"):  # whose schedulers hand out devices
+        assert "CUDA_VISIBLE_DEVICES" not in "".join(f.text for f in launch_files(plan, form))
+
+
+def test_one_card_of_another_kind_is_found_by_its_number() -> None:
+    model = "lukealonso/MiniMax-M2.5-REAP-139B-A10B-NVFP4"
+    plan = make_plan(model, "1xrtx-4090+1xrtx-pro-6000", engine="vllm")
+    assert (plan.hardware, plan.devices) == ("1xrtx-pro-6000", (1,))
+    assert env_of(plan)["CUDA_DEVICE_ORDER"] == "PCI_BUS_ID"
+
+
+def test_each_vendor_counts_its_own_devices() -> None:
+    plan = make_plan(FP8, "1xmi300x+8xh200", engine="vllm")
+    assert (plan.hardware, plan.devices) == ("8xh200", tuple(range(8)))
 
 
 def test_all_cards_are_taken_where_one_kind_is_too_small() -> None:
     plan = make_plan(NVFP4, "1xrtx-pro-6000+2xrtx-4090", engine="vllm")
     assert plan.parallelism.pipeline == 3
     assert plan.devices == ()
-    assert any("in the order of nvidia-smi" in warning for warning in plan.warnings)
+    assert any("by their numbers" in warning for warning in plan.warnings)
 
 
 @pytest.mark.parametrize("version", ["0.20.2", "0.24.0"])
@@ -80,3 +101,12 @@ def test_one_server_a_node_is_named_where_it_is_better() -> None:
     alone = make_plan(FP8, "8xh200", Workload(concurrency=32), engine="vllm")
     assert f"{alone.speed.tpot_ms.value:.1f} ms" in advice
     assert not [w for w in alone.warnings if w.startswith("One server a node")]
+
+
+def test_one_user_keeps_one_node_busy() -> None:
+    workload = Workload(concurrency=1, objective="throughput")
+    plan = make_plan(FP8, "16xh200", workload, engine="vllm")
+    alone = make_plan(FP8, "8xh200", workload, engine="vllm")
+    rate = f"{alone.speed.output_tokens_per_s.value:,.0f} tokens/s on all 2 nodes"
+    for warning in plan.warnings:
+        assert not warning.startswith("One server a node") or rate in warning
