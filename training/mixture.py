@@ -41,7 +41,7 @@ WEIGHTS: Mapping[str, float] = {
     "free_question": 33,
     "multiple_choice": 22,
     "arithmetic": 9,
-    "tool_use": 20,
+    "tool_use": 26,
     "retrieval": 5,
     "copying": 5,
     "small_talk": 4,
@@ -73,8 +73,8 @@ STAGES = (
     Stage("first", 0.04, 768, 0.0, 0, 0.5, 0.4),
     Stage("drills", 0.14, 768, 0.0, 0, 0.5, 0.75),
     Stage("short", 0.62, 768, 0.0, 0, 0.5, 0.25),
-    Stage("medium", 0.84, 2048, 0.03, 500, 1.0, 0.15),
-    Stage("long", 1.0, 4096, 0.03, 600, 1.0, 0.08),
+    Stage("medium", 0.84, 2048, 0.03, 500, 1.0, 0.25),
+    Stage("long", 1.0, 4096, 0.03, 600, 1.0, 0.15),
 )
 LONG_MARGIN = 0.9  # tokens are estimated when the text is drawn
 

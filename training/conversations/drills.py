@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 from training.conversations.fact_choice import draw_fact, draw_language
 from training.conversations.sample import Sample, exchange
 from training.conversations.tool_drills import tool_drill
-from training.conversations.words import COLOURS, NAMES, OBJECTS, WORDS, digits, made_up
+from training.conversations.words import COLOURS, NAMES, OBJECTS, WORDS, digits, made_up, wide_word
 
 LETTERS = "ABCDEFGHIJ"
 MAX_ASKED = 8
@@ -90,7 +90,7 @@ def _lines(rng: random.Random) -> Sample:
 
 def _things(rng: random.Random) -> list[str]:
     """Ten or more short texts of one kind, from plain words to names as tools have them."""
-    kind = rng.randrange(6)
+    kind = rng.randrange(10)
     if kind == 0:
         return [_number(rng) for _ in range(20)]
     if kind == 1:
@@ -102,7 +102,10 @@ def _things(rng: random.Random) -> list[str]:
     if kind == 4:
         words = [rng.choice(WORDS) + rng.choice(OBJECTS).title() for _ in range(20)]
         return [word + rng.choice(("", rng.choice(NAMES))) for word in words]
-    return [made_up(rng, rng.randint(1, 3)) for _ in range(20)]
+    if kind == 5:
+        return [made_up(rng, rng.randint(1, 3)) for _ in range(20)]
+    joint, count = rng.choice("_ -"), rng.randint(1, 3)
+    return [joint.join(wide_word(rng) for _ in range(count)) for _ in range(20)]
 
 
 def _number(rng: random.Random) -> str:

@@ -25,6 +25,7 @@ from training.conversations.words import (
     cities,
     digits,
     made_up,
+    wide_word,
 )
 from training.split import Split, draw
 
@@ -126,7 +127,8 @@ def _draw_needles(rng: random.Random, split: Split, language: str, count: int) -
 
 
 def _value(rng: random.Random) -> str:
-    return rng.choice((digits(rng, rng.randint(2, 6)), made_up(rng), rng.choice(WORDS)))
+    known, odd = rng.choice(WORDS), rng.choice((made_up, wide_word))(rng)
+    return rng.choice((digits(rng, rng.randint(2, 6)), odd, known))
 
 
 def _needle(rng: random.Random) -> Needle:
@@ -271,6 +273,8 @@ def copying(rng: random.Random, split: Split, num_words: int = 0) -> Sample:
 
 def _word(rng: random.Random) -> str:
     kind = rng.random()
+    if kind < 0.2:
+        return wide_word(rng)
     if kind < 0.4:
         return rng.choice(WORDS)
     if kind < 0.6:

@@ -10,7 +10,7 @@ from typing import Any
 from m2serve.chat.tools import Tool, parse_tools
 from training.conversations.tool_domains import DOMAINS, Domain
 from training.conversations.tool_slots import Form, Slot
-from training.conversations.words import GOODS, OBJECTS, PLACES, WORDS, made_up
+from training.conversations.words import GOODS, OBJECTS, PLACES, WORDS, made_up, wide_word
 from training.split import MAX_DRAWS, Split, split_of
 
 # Schemas of public documents, which the miniature must meet unprepared.
@@ -129,8 +129,10 @@ def _parameter_name(rng: random.Random, split: Split, slot: Slot, taken: set[str
 
 def _odd_name(rng: random.Random, split: Split) -> str:
     """A made-up word; in training also one or two words that have nothing to do with the tool."""
-    if split == "held_out" or rng.random() < 0.35:
+    if split == "held_out" or rng.random() < 0.2:
         return made_up(rng)
+    if rng.random() < 0.7:
+        return "_".join(wide_word(rng) for _ in range(rng.choice((1, 1, 2))))
     return "_".join(rng.sample((*WORDS, *OBJECTS, *PLACES, *GOODS), rng.choice((1, 2, 2))))
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import re
 from functools import cache
 
 from training.facts import load_relations
@@ -78,3 +79,27 @@ _MORE_CITIES = {
         "青岛", "大连", "厦门", "长沙", "昆明", "纽约", "旧金山", "悉尼", "米兰", "大阪",
     ),
 }  # fmt: skip
+
+
+@cache
+def _world_words() -> tuple[str, ...]:
+    """Every English word of the world's facts, in small letters."""
+    texts = (
+        relation.statement(fact, "en")
+        for relation in load_relations()
+        for fact in relation.facts_in("en")
+    )
+    found = {word.lower() for text in texts for word in re.findall(r"[A-Za-z]{3,12}", text)}
+    return tuple(sorted(found))
+
+
+def wide_word(rng: random.Random) -> str:
+    """A word of the world, or the head of one and the tail of another ("munology").
+
+    Names made of few words leave most tokens of the vocabulary uncopied: a model that copied
+    "get_quick_lamp" without a fault wrote "get_local_sdon_cup" for "get_local_sky_conditions".
+    """
+    first, second = rng.choices(_world_words(), k=2)
+    if rng.random() < 0.5:
+        return first
+    return first[: rng.randint(2, len(first))] + second[rng.randint(0, len(second) - 2) :]
