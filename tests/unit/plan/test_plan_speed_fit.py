@@ -31,7 +31,7 @@ def test_configurations_left_out_are_predicted(rows: list[Measured]) -> None:
     constants = load_constants()
     tpot = np.concatenate([result.tpot_errors for result in results])
     inside = np.abs(np.log1p(tpot)) <= np.log1p(constants.tpot_spread[0])
-    assert inside.mean() >= MIN_COVERAGE - 0.02  # fewer iterations here than in the fit
+    assert inside.mean() >= MIN_COVERAGE
 
 
 def test_the_shipped_constants_are_those_of_the_rows(rows: list[Measured]) -> None:
