@@ -112,6 +112,21 @@ def key_header(api_key: str | None) -> dict[str, str]:
     return {"Authorization": f"Bearer {api_key}"} if api_key else {}
 
 
+# What a server sends need not be what the protocol says.
+
+
+def as_object(value: Any) -> dict[str, Any]:
+    return value if isinstance(value, dict) else {}
+
+
+def as_list(value: Any) -> list[Any]:
+    return value if isinstance(value, list) else []
+
+
+def as_text(value: Any) -> str:
+    return value if isinstance(value, str) else ""
+
+
 async def _sse_payloads(pieces: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
     """The data of each event; comment lines (keep-alives) and other fields are skipped."""
     buffer = b""

@@ -40,7 +40,7 @@ def this_machine() -> Machine:
     return Machine(
         cpu_name=cpu.get("model name", platform.machine()),
         cpu_flags=frozenset((cpu.get("flags") or cpu.get("Features", "")).split()),
-        num_cores=num_cores(_usable_cpus(), groups),
+        num_cores=num_cores(usable_cpus(), groups),
         memory_bytes=memory_limit_bytes(memory.total, groups),
         available_memory_bytes=available_bytes(memory.available, groups),
     )
@@ -48,7 +48,7 @@ def this_machine() -> Machine:
 
 def num_cores(cpus: Iterable[int], groups: Iterable[Path], cpu_root: Path = _CPU_ROOT) -> int:
     """Physical cores behind these logical processors, cut by the groups' CPU quotas."""
-    cores = len({_core_of(cpu, cpu_root) for cpu in cpus})
+    cores = len(one_cpu_a_core(cpus, cpu_root))
     for group in groups:
         quota, _, period = _read(group / "cpu.max").partition(" ")
         if quota.isdigit() and period.isdigit() and int(period) > 0:
@@ -75,10 +75,10 @@ def available_bytes(free_bytes: int, groups: Iterable[Path]) -> int:
     return free_bytes
 
 
-def one_cpu_a_core(cpu_root: Path = _CPU_ROOT) -> tuple[int, ...]:
-    """Numbers of the processors this process may use, one of each physical core, in order."""
+def one_cpu_a_core(cpus: Iterable[int], cpu_root: Path = _CPU_ROOT) -> tuple[int, ...]:
+    """Of these logical processors the first of each physical core, in order."""
     first: dict[tuple[str, str], int] = {}
-    for cpu in sorted(_usable_cpus()):
+    for cpu in sorted(cpus):
         first.setdefault(_core_of(cpu, cpu_root), cpu)
     return tuple(first.values())
 
@@ -90,7 +90,8 @@ def cpu_facts(cpuinfo: Path) -> dict[str, str]:
     return {name.strip(): value.strip() for name, _, value in pairs}
 
 
-def _usable_cpus() -> Iterable[int]:
+def usable_cpus() -> Iterable[int]:
+    """Numbers of the logical processors this process may use."""
     if hasattr(os, "sched_getaffinity"):
         return os.sched_getaffinity(0)
     return range(psutil.cpu_count(logical=False) or os.cpu_count() or 1)

@@ -14,7 +14,7 @@ from rich.console import Console
 
 from m2serve.checkpoint.hub import MINIATURE_NAME
 from m2serve.cli.private_server import answers, private_server
-from m2serve.client import Endpoint, EndpointError
+from m2serve.client import Endpoint, EndpointError, as_list, as_object, as_text
 
 DEFAULT_URL = "http://127.0.0.1:8000"
 _HELP = "/reset forgets the conversation, /exit leaves, Ctrl-C stops an answer"
@@ -135,8 +135,8 @@ async def _answer(
     request = {**body, "messages": messages, "stream": True}
     try:
         async for chunk in endpoint.stream("/v1/chat/completions", request):
-            for choice in _list(chunk.data.get("choices")):
-                _show(_object(choice), turn, console)
+            for choice in as_list(chunk.data.get("choices")):
+                _show(as_object(choice), turn, console)
     except asyncio.CancelledError:
         # Ctrl-C cancels the main task; only the answer ends, not the conversation.
         task = asyncio.current_task()
@@ -149,41 +149,28 @@ async def _answer(
 
 
 def _show(choice: dict[str, Any], turn: Turn, console: Console) -> None:
-    delta = _object(choice.get("delta"))
-    if text := _text(delta.get("reasoning_content") or delta.get("reasoning")):
+    delta = as_object(choice.get("delta"))
+    if text := as_text(delta.get("reasoning_content") or delta.get("reasoning")):
         turn.reasoning += text
         console.print(text, style="dim", end="", markup=False, soft_wrap=True)
-    if text := _text(delta.get("content")):
+    if text := as_text(delta.get("content")):
         if turn.reasoning and not turn.content:
             console.print()
         turn.content += text
         console.print(text, end="", markup=False, soft_wrap=True)
-    for call in _list(delta.get("tool_calls")):
-        _add_call(_object(call), turn.tool_calls)
-    turn.finish_reason = _text(choice.get("finish_reason")) or turn.finish_reason
+    for call in as_list(delta.get("tool_calls")):
+        _add_call(as_object(call), turn.tool_calls)
+    turn.finish_reason = as_text(choice.get("finish_reason")) or turn.finish_reason
 
 
 def _add_call(delta: dict[str, Any], calls: dict[int, dict[str, Any]]) -> None:
     empty = {"id": "", "type": "function", "function": {"name": "", "arguments": ""}}
     index = delta.get("index", 0)
     call = calls.setdefault(index if isinstance(index, int) else 0, empty)
-    call["id"] = _text(delta.get("id")) or call["id"]
-    function = _object(delta.get("function"))
-    call["function"]["name"] += _text(function.get("name"))
-    call["function"]["arguments"] += _text(function.get("arguments"))
-
-
-def _object(value: Any) -> dict[str, Any]:
-    """What a server sends need not be what the protocol says."""
-    return value if isinstance(value, dict) else {}
-
-
-def _list(value: Any) -> list[Any]:
-    return value if isinstance(value, list) else []
-
-
-def _text(value: Any) -> str:
-    return value if isinstance(value, str) else ""
+    call["id"] = as_text(delta.get("id")) or call["id"]
+    function = as_object(delta.get("function"))
+    call["function"]["name"] += as_text(function.get("name"))
+    call["function"]["arguments"] += as_text(function.get("arguments"))
 
 
 def _closing(turn: Turn) -> str:

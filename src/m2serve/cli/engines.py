@@ -22,6 +22,7 @@ from m2serve.engine.scripted import ScriptedEngine, TurnIds
 from m2serve.engine.supervisor import SupervisedEngine
 from m2serve.engine.upstream import UpstreamEngine, UpstreamModel
 from m2serve.errors import UsageError
+from m2serve.launch.command import visible_devices
 from m2serve.launch.container import container_launch
 from m2serve.launch.engine import LaunchedEngine
 from m2serve.launch.installed import installed_version
@@ -134,15 +135,15 @@ def _launch(
         extra=choice.arguments,
         version=version,
     )
-    launch = local_launch(argv, {**planned.env, **planned.visible()})
+    vendor = planned.accelerators[0].vendor if planned.accelerators else ""
+    launch = local_launch(argv, {**planned.env, **visible_devices(vendor, planned.devices)})
     if not (is_missing and planned.accelerators and shutil.which("docker")):
         return launch
     name = f"m2-{kind}-{port}"
     typer.echo(f"{kind} is not installed; it runs in container {name}", err=True)
     # A container has only the chosen devices and counts them from 0, but AMD's has all.
-    is_amd = planned.accelerators[0].vendor == "amd"
     return container_launch(
-        launch if is_amd else local_launch(argv, planned.env),
+        launch if vendor == "amd" else local_launch(argv, planned.env),
         kind,
         planned.accelerators,
         folder=config.model_path,

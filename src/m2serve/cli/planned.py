@@ -12,9 +12,8 @@ import typer
 
 from m2serve.devices import local_hardware
 from m2serve.engine.config import EngineConfig
-from m2serve.environment import one_cpu_a_core
+from m2serve.environment import one_cpu_a_core, usable_cpus
 from m2serve.errors import ResourceError
-from m2serve.launch.command import VISIBLE_DEVICES
 from m2serve.plan.plan import choose
 from m2serve.records import Plan, Setting, Workload
 from m2serve.spec.engines import find_engine
@@ -36,13 +35,6 @@ class PlannedEngine:
     env: Mapping[str, str] = field(default_factory=dict)
     host_commands: tuple[str, ...] = ()
     plan: Plan | None = None
-
-    def visible(self) -> dict[str, str]:
-        """The variable that shows an engine its devices alone, where they are not the first."""
-        if not self.devices:
-            return {}
-        name = VISIBLE_DEVICES[self.accelerators[0].vendor]
-        return {name: ",".join(str(number) for number in self.devices)}
 
 
 def local_workload(max_model_len: int, max_num_seqs: int) -> Workload:
@@ -69,7 +61,7 @@ def planned_engine(
     """
     hardware = local_hardware()
     if hardware.groups[0].accelerator.vendor == "cpu":
-        return PlannedEngine(env=cpu_binding(arguments, one_cpu_a_core()))
+        return PlannedEngine(env=cpu_binding(arguments, one_cpu_a_core(usable_cpus())))
     workload = local_workload(config.max_model_len, config.max_num_seqs)
     text = hardware_text(hardware)
     plan = _plan(kind, config.model_path, text, workload, version)

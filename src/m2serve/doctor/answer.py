@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+from m2serve.client import as_list, as_object, as_text
+
 _REASONING_FIELDS = ("reasoning_content", "reasoning")
 
 
@@ -47,13 +49,13 @@ class Answer:
 def whole_answer(body: Mapping[str, Any], time_s: float) -> Answer:
     """The first choice of a chat completion; fields of a wrong type count as absent."""
     choice = _first(body.get("choices"))
-    message = _dict(choice.get("message"))
+    message = as_object(choice.get("message"))
     answer = Answer(
         200,
         reasoning=_reasoning(message),
-        content=_text(message.get("content")),
-        calls=tuple(_call(call) for call in _list(message.get("tool_calls"))),
-        finish_reason=_text(choice.get("finish_reason")),
+        content=as_text(message.get("content")),
+        calls=tuple(_call(call) for call in as_list(message.get("tool_calls"))),
+        finish_reason=as_text(choice.get("finish_reason")),
         ttft_s=time_s,
     )
     return with_usage(answer, body.get("usage"))
@@ -61,8 +63,8 @@ def whole_answer(body: Mapping[str, Any], time_s: float) -> Answer:
 
 def with_usage(answer: Answer, usage: Any) -> Answer:
     """With the token counts of an OpenAI usage object."""
-    usage = _dict(usage)
-    details = _dict(usage.get("prompt_tokens_details"))
+    usage = as_object(usage)
+    details = as_object(usage.get("prompt_tokens_details"))
     return replace(
         answer,
         prompt_tokens=_count(usage.get("prompt_tokens"), answer.prompt_tokens),
@@ -88,12 +90,12 @@ class StreamedAnswer:
         """One event; those without choices carry usage."""
         self.usage = data.get("usage") or self.usage
         choice = _first(data.get("choices"))
-        delta = _dict(choice.get("delta"))
+        delta = as_object(choice.get("delta"))
         self.reasoning.append(_reasoning(delta))
-        self.content.append(_text(delta.get("content")))
-        for call in _list(delta.get("tool_calls")):
-            self._add_call(_dict(call))
-        self.finish_reason = _text(choice.get("finish_reason")) or self.finish_reason
+        self.content.append(as_text(delta.get("content")))
+        for call in as_list(delta.get("tool_calls")):
+            self._add_call(as_object(call))
+        self.finish_reason = as_text(choice.get("finish_reason")) or self.finish_reason
         if not self.first_s and (self.reasoning[-1] or self.content[-1] or self.calls):
             self.first_s = time_s
 
@@ -113,38 +115,26 @@ class StreamedAnswer:
         index = delta.get("index")
         index = index if isinstance(index, int) else 0
         call = self.calls.setdefault(index, {"id": "", "name": "", "arguments": ""})
-        function = _dict(delta.get("function"))
-        call["id"] = _text(delta.get("id")) or call["id"]
-        call["name"] += _text(function.get("name"))
-        call["arguments"] += _text(function.get("arguments"))
-        self.num_argument_deltas += bool(_text(function.get("arguments")))
+        function = as_object(delta.get("function"))
+        call["id"] = as_text(delta.get("id")) or call["id"]
+        call["name"] += as_text(function.get("name"))
+        call["arguments"] += as_text(function.get("arguments"))
+        self.num_argument_deltas += bool(as_text(function.get("arguments")))
 
 
 def _reasoning(message: Mapping[str, Any]) -> str:
-    return next((text for name in _REASONING_FIELDS if (text := _text(message.get(name)))), "")
+    return next((text for name in _REASONING_FIELDS if (text := as_text(message.get(name)))), "")
 
 
 def _call(call: Any) -> Call:
-    function = _dict(_dict(call).get("function"))
-    return Call(
-        _text(_dict(call).get("id")), _text(function.get("name")), _text(function.get("arguments"))
-    )
+    said = as_object(call)
+    function = as_object(said.get("function"))
+    name, arguments = function.get("name"), function.get("arguments")
+    return Call(as_text(said.get("id")), as_text(name), as_text(arguments))
 
 
 def _first(choices: Any) -> dict[str, Any]:
-    return _dict(choices[0]) if isinstance(choices, list) and choices else {}
-
-
-def _dict(value: Any) -> dict[str, Any]:
-    return value if isinstance(value, dict) else {}
-
-
-def _list(value: Any) -> list[Any]:
-    return value if isinstance(value, list) else []
-
-
-def _text(value: Any) -> str:
-    return value if isinstance(value, str) else ""
+    return as_object(choices[0]) if isinstance(choices, list) and choices else {}
 
 
 def _count(value: Any, otherwise: int) -> int:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from types import TracebackType
 from typing import Any
 
-from m2serve.client import REQUEST_ERRORS, Endpoint, EndpointError
+from m2serve.client import REQUEST_ERRORS, Endpoint, EndpointError, as_object
 from m2serve.doctor.answer import Answer, StreamedAnswer, whole_answer
 from m2serve.doctor.result import shown
 
@@ -31,7 +31,7 @@ class Reply:
             value = json.loads(self.text)
         except (ValueError, RecursionError):
             return {}
-        return value if isinstance(value, dict) else {}
+        return as_object(value)
 
     @property
     def error(self) -> str:

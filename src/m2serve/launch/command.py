@@ -6,6 +6,7 @@ Addresses and interfaces that are not given stay placeholders (launch/placeholde
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from dataclasses import replace
 
 from m2serve.launch.options import (
@@ -26,7 +27,7 @@ _PORT_FLAGS = {
     "--data-parallel-rpc-port": "data-parallel ranks of the other nodes, between nodes only",
     "--master-port": "torch.distributed, between nodes only",
 }
-VISIBLE_DEVICES = {
+_VISIBLE = {
     "nvidia": "CUDA_VISIBLE_DEVICES",
     "amd": "HIP_VISIBLE_DEVICES",
     "ascend": "ASCEND_RT_VISIBLE_DEVICES",
@@ -132,15 +133,19 @@ def _listening(options: LaunchOptions, node: int) -> tuple[Setting, ...]:
 def _environment(plan: Plan, options: LaunchOptions) -> tuple[Setting, ...]:
     settings: list[Setting] = []
     vendor = hardware_of(plan).groups[0].accelerator.vendor
-    if options.devices and vendor in VISIBLE_DEVICES:
-        value = ",".join(str(device) for device in options.devices)
-        settings.append(
-            Setting("env", VISIBLE_DEVICES[vendor], value, "the devices chosen", _SOURCE)
-        )
+    for name, value in visible_devices(vendor, options.devices).items():
+        settings.append(Setting("env", name, value, "the devices chosen", _SOURCE))
     if options.hub == "modelscope" and plan.variant and plan.engine in _MODELSCOPE:
         name, value = _MODELSCOPE[plan.engine]
         settings.append(Setting("env", name, value, "weights come from ModelScope", _SOURCE))
     return tuple(settings)
+
+
+def visible_devices(vendor: str, devices: Sequence[int]) -> dict[str, str]:
+    """The variable that shows a program these devices alone; none for () and unknown vendors."""
+    if not devices or vendor not in _VISIBLE:
+        return {}
+    return {_VISIBLE[vendor]: ",".join(str(device) for device in devices)}
 
 
 def _known_values(options: LaunchOptions, node: int) -> dict[str, str]:

@@ -135,7 +135,7 @@ def _speeds(found: Figures, plan: Plan, c: Configuration) -> Iterator[Verdict]:
     users = found.get("users", (float(plan.workload.concurrency),))[0]
     for value in found.get("tpot_ms", ()):
         yield _speed(f"TPOT {value:g} ms at {users:g} users", value, users, plan, c)
-    for said, rate in _output_rates(found, plan, c):
+    for said, rate in _output_rates(found, users, plan, c):
         yield _speed(f"{said} at {users:g} users", users * 1000 / rate, users, plan, c)
     for value in found.get("prefill", ()):
         yield _prefill(value, plan, c)
@@ -145,12 +145,13 @@ def _speeds(found: Figures, plan: Plan, c: Configuration) -> Iterator[Verdict]:
         yield from _by_little(found, users, plan)
 
 
-def _output_rates(found: Figures, plan: Plan, c: Configuration) -> Iterator[tuple[str, float]]:
+def _output_rates(
+    found: Figures, users: float, plan: Plan, c: Configuration
+) -> Iterator[tuple[str, float]]:
     """Claims of a rate, and the output tokens a second of all devices that each means."""
     load = plan.workload
     for value in found.get("rate", ()):
         yield f"{value:g} tokens/s", value
-    users = found.get("users", (float(load.concurrency),))[0]
     for value in found.get("rate_per_user", ()):
         yield f"{value:g} tokens/s a user", value * users
     for value in found.get("rate_per_device", ()):

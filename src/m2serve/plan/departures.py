@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from m2serve.plan.configuration import Configuration, describe_replicas
 from m2serve.plan.memory import plan_memory
 from m2serve.plan.predict import predict
+from m2serve.plan.search import max_num_seqs
 from m2serve.plan.setting import Settings
 from m2serve.records import Departure, Parallelism, Workload
 from m2serve.spec.deployments import Deployment, load_deployments
@@ -132,10 +133,8 @@ def departures_from(
 def _against(deployment: Deployment, c: Configuration, workload: Workload) -> str:
     """The document's cut and the plan's, by the forecast and the memory plan."""
     cut = cut_of(deployment)
-    users = -(-workload.concurrency // cut.data)
-    theirs = c.replace(
-        parallelism=cut, hardware=c.machine, num_replicas=1, max_num_seqs=max(16, users)
-    )
+    seqs = max_num_seqs(workload.concurrency, cut.data)
+    theirs = c.replace(parallelism=cut, hardware=c.machine, num_replicas=1, max_num_seqs=seqs)
     said = [_cut_figures(each, workload) for each in (theirs, c)]
     return f"by the forecast {said[0]}; {said[1]}"
 

@@ -45,6 +45,11 @@ def request_tokens(workload: Workload) -> int:
     return workload.input_len + workload.output_len
 
 
+def least_tokens(workload: Workload) -> int:
+    """What the KV cache must hold at the least: the context asked for, or one request."""
+    return workload.max_model_len or request_tokens(workload)
+
+
 def workload_tokens(workload: Workload, num_replicas: int = 1) -> int:
     """KV cache that all users need at once; what a prefix cache shares is held once a replica."""
     shared = round(workload.input_len * workload.prefix_hit)

@@ -19,7 +19,7 @@ from m2serve.plan.configuration import Configuration
 from m2serve.plan.measured import measured_speed
 from m2serve.plan.memory import plan_memory
 from m2serve.plan.placement import unequal_stages, with_offload
-from m2serve.plan.ranking import Candidate, ranked, request_tokens, workload_tokens
+from m2serve.plan.ranking import Candidate, least_tokens, ranked, workload_tokens
 from m2serve.plan.rules import first_objection
 from m2serve.plan.run_records import Run
 from m2serve.records import Parallelism, Rejection, Workload
@@ -135,7 +135,7 @@ def _try(c: Configuration, workload: Workload, runs: Sequence[Run]) -> Candidate
     objection = first_objection(c)
     if objection is not None:
         return Rejection(str(c), objection)
-    least = workload.max_model_len or request_tokens(workload)
+    least = least_tokens(workload)
     fits = []
     for trial in _profiles(c, workload):
         candidate = _sized(trial, workload, runs)
@@ -160,7 +160,7 @@ def _try_offload(c: Configuration, workload: Workload, runs: Sequence[Run]) -> C
     """vLLM alone keeps weights in host memory for this family."""
     if c.engine.name != "vllm" or c.arch == "cpu" or first_objection(c) is not None:
         return None
-    least = workload.max_model_len or request_tokens(workload)
+    least = least_tokens(workload)
     tight = list(_profiles(c, workload))[-1]
     placed = with_offload(tight, least)
     return None if placed is None else _sized(placed, workload, runs)
@@ -173,7 +173,7 @@ def _profiles(c: Configuration, workload: Workload) -> Iterator[Configuration]:
 
 def _sized(c: Configuration, workload: Workload, runs: Sequence[Run]) -> Candidate | None:
     """With the context cut to what one rank's KV cache holds for sure, where none was asked for."""
-    least = workload.max_model_len or request_tokens(workload)
+    least = least_tokens(workload)
     if not c.hardware.is_uniform and not c.parallelism.pipeline_layers:
         placed = unequal_stages(c, least)
         if placed is None:
@@ -201,7 +201,7 @@ def _why_it_does_not_fit(c: Configuration, workload: Workload) -> str:
             f"{_gib(rank.term('weights'))} GiB of weights and {_gib(rank.term('overhead'))} GiB "
             f"beside them are more than {_gib(rank.budget_bytes)} GiB of a {rank.device}"
         )
-    wanted = workload.max_model_len or request_tokens(workload)
+    wanted = least_tokens(workload)
     return (
         f"the KV cache holds {memory.replica_tokens:,} tokens after {_gib(rank.term('weights'))} "
         f"GiB of weights, and one request may need {wanted:,}"
