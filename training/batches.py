@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -44,17 +45,28 @@ class Batch:
         return Batch(blocks=self.blocks, **moved)
 
 
+@cache
+def said_pieces(tokenizer: Tokenizer) -> tuple[str, ...]:
+    """What words are made of: the texts of all tokens of letters alone, without a space before."""
+    decoded = (
+        tokenizer.token_bytes(i).decode(errors="replace").removeprefix(" ")
+        for i in range(tokenizer.used_vocab_size)
+    )
+    return tuple(sorted({text for text in decoded if text.isalpha()}))
+
+
 def step_documents(
     seed: int, stage: int, step: int, num_tokens: int, tokenizer: Tokenizer, split: Split = "train"
 ) -> list[Document]:
     """At least one document, about `num_tokens` together, none longer than the stage allows."""
     documents: list[Document] = []
     total = number = 0
+    pieces = said_pieces(tokenizer)
     longest = STAGES[stage].max_tokens
     while total < num_tokens:
         rng = document_rng(seed, stage, step * DOCUMENTS_A_STEP + number)
         number += 1
-        document = render_document(draw_sample(rng, split, STAGES[stage]), tokenizer)
+        document = render_document(draw_sample(rng, split, STAGES[stage], pieces), tokenizer)
         is_too_much = total + len(document) > num_tokens + longest // 8
         if len(document) > longest or (is_too_much and documents):
             continue

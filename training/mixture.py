@@ -7,7 +7,7 @@ anywhere and several processes can draw ahead.
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from m2serve.chat.messages import System
@@ -72,9 +72,9 @@ class Stage:
 STAGES = (
     Stage("first", 0.04, 768, 0.0, 0, 0.5, 0.4),
     Stage("drills", 0.14, 768, 0.0, 0, 0.5, 0.75),
-    Stage("short", 0.62, 768, 0.0, 0, 0.5, 0.25),
-    Stage("medium", 0.84, 2048, 0.03, 500, 1.0, 0.25),
-    Stage("long", 1.0, 4096, 0.03, 600, 1.0, 0.15),
+    Stage("short", 0.62, 768, 0.0, 0, 0.5, 0.35),
+    Stage("medium", 0.84, 2048, 0.03, 500, 1.0, 0.35),
+    Stage("long", 1.0, 4096, 0.03, 600, 1.0, 0.25),
 )
 LONG_MARGIN = 0.9  # tokens are estimated when the text is drawn
 
@@ -84,12 +84,15 @@ def stage_at(progress: float) -> int:
     return next((i for i, stage in enumerate(STAGES) if progress < stage.until), len(STAGES) - 1)
 
 
-def draw_sample(rng: random.Random, split: Split, stage: Stage = STAGES[0]) -> Sample:
+def draw_sample(
+    rng: random.Random, split: Split, stage: Stage = STAGES[0], pieces: Sequence[str] = ()
+) -> Sample:
+    """`pieces` are the texts of the vocabulary's tokens, for drills; () while there is none."""
     if rng.random() < stage.long_share:
         most = int(stage.max_tokens * LONG_MARGIN)
         return retrieval(rng, split, rng.randint(stage.long_tokens, most))
     if split == "train" and rng.random() < stage.drill_share:
-        return drill(rng)
+        return drill(rng, pieces)
     kind = rng.choices(tuple(WEIGHTS), weights=tuple(WEIGHTS.values()))[0]
     return _with_system(rng, GENERATORS[kind](rng, split))
 

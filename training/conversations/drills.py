@@ -13,7 +13,16 @@ from collections.abc import Callable, Sequence
 from training.conversations.fact_choice import draw_fact, draw_language
 from training.conversations.sample import Sample, exchange
 from training.conversations.tool_drills import tool_drill
-from training.conversations.words import COLOURS, NAMES, OBJECTS, WORDS, digits, made_up, wide_word
+from training.conversations.words import (
+    COLOURS,
+    NAMES,
+    OBJECTS,
+    WORDS,
+    digits,
+    made_up,
+    token_word,
+    wide_word,
+)
 
 LETTERS = "ABCDEFGHIJ"
 MAX_ASKED = 8
@@ -37,21 +46,24 @@ _COPY_FRAMES = (
 )
 
 
-def drill(rng: random.Random) -> Sample:
-    """Letters of options, entries of keys, lines said again, or names out of tool definitions."""
-    make: Callable[[random.Random], Sample] = rng.choices(
-        (_letters, _values, _lines, tool_drill), weights=(4, 2, 3, 3)
+def drill(rng: random.Random, pieces: Sequence[str] = ()) -> Sample:
+    """Letters of options, entries of keys, lines said again, or names out of tool definitions.
+
+    With `pieces`, the texts of the vocabulary's tokens, every token is copied as often as others.
+    """
+    make: Callable[[random.Random, Sequence[str]], Sample] = rng.choices(
+        (_letters, _values, _lines, tool_drill), weights=(3, 2, 4, 4)
     )[0]
-    return make(rng)
+    return make(rng, pieces)
 
 
-def _letters(rng: random.Random) -> Sample:
+def _letters(rng: random.Random, pieces: Sequence[str]) -> Sample:
     """The form in which multiple choice ends its thinking: the answer, then its letter."""
     language = draw_language(rng)
     relation, _ = draw_fact(rng, language, as_choice=True)
     pool = [fact.object[language] for fact in relation.facts_in(language)]
     if language == "en" and rng.random() < 0.7:
-        pool = _things(rng)
+        pool = _things(rng, pieces)
     options = _some(rng, pool, rng.choice((2, 3, 4, 6, 8, 10, 10, 10)))
     wanted = rng.sample(options, min(len(options), MAX_ASKED))
     listed = "\n".join(f"{a}. {o}" for a, o in zip(LETTERS, options, strict=False))
@@ -66,10 +78,10 @@ def _letters(rng: random.Random) -> Sample:
     )
 
 
-def _values(rng: random.Random) -> Sample:
+def _values(rng: random.Random, pieces: Sequence[str]) -> Sample:
     """Entries of a list of keys and values."""
-    keys = _some(rng, _things(rng), rng.randint(2, 14))
-    values = [rng.choice(_things(rng)) for _ in keys]
+    keys = _some(rng, _things(rng, pieces), rng.randint(2, 14))
+    values = [rng.choice(_things(rng, pieces)) for _ in keys]
     sign = rng.choice((": ", " = ", " -> ", " is "))
     lines = [f"{key}{sign}{value}" for key, value in zip(keys, values, strict=True)]
     wanted = rng.sample(range(len(keys)), min(len(keys), MAX_ASKED))
@@ -78,9 +90,9 @@ def _values(rng: random.Random) -> Sample:
     return _exchange(text, "I look them up.", "\n".join(lines[i] for i in wanted))
 
 
-def _lines(rng: random.Random) -> Sample:
+def _lines(rng: random.Random, pieces: Sequence[str]) -> Sample:
     lines = [
-        " ".join(rng.choice(_things(rng)) for _ in range(rng.randint(1, 6)))
+        " ".join(rng.choice(_things(rng, pieces)) for _ in range(rng.randint(1, 6)))
         for _ in range(rng.randint(2, 9))
     ]
     text = "\n".join(lines)
@@ -88,8 +100,11 @@ def _lines(rng: random.Random) -> Sample:
     return _exchange(frame.replace("{x}", text), "I repeat the text as it is.", text)
 
 
-def _things(rng: random.Random) -> list[str]:
+def _things(rng: random.Random, pieces: Sequence[str]) -> list[str]:
     """Ten or more short texts of one kind, from plain words to names as tools have them."""
+    if pieces and rng.random() < 0.5:
+        joint, count = rng.choice("_ -,"), rng.randint(1, 3)
+        return [joint.join(token_word(rng, pieces) for _ in range(count)) for _ in range(20)]
     kind = rng.randrange(10)
     if kind == 0:
         return [_number(rng) for _ in range(20)]

@@ -28,10 +28,10 @@ _LIST = ("List your tools with their parameters.", "Which tools do you have?", "
 _THOUGHT = {"en": "I look at the tools.", "zh": "我看一下工具。"}
 
 
-def tool_drill(rng: random.Random) -> Sample:
+def tool_drill(rng: random.Random, pieces: Sequence[str] = ()) -> Sample:
     """Requests, their tools and parameters; one time in five the tools alone."""
     num_tools = rng.choice((2, 3, 4, 4))
-    offered = draw_tools(rng, "train", rng.sample(sorted(DOMAINS), num_tools), 0)
+    offered = draw_tools(rng, "train", rng.sample(sorted(DOMAINS), num_tools), 0, pieces)
     if rng.random() < 0.2:
         listed = [f'"{t.tool.name}": {_named(_parameters(t))}' for t in offered]
         return _sample(offered, rng.choice(_LIST), "\n".join(listed), "en")

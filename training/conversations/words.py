@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 import re
+from collections.abc import Sequence
 from functools import cache
 
 from training.facts import load_relations
@@ -91,6 +92,16 @@ def _world_words() -> tuple[str, ...]:
     )
     found = {word.lower() for text in texts for word in re.findall(r"[A-Za-z]{3,12}", text)}
     return tuple(sorted(found))
+
+
+def token_word(rng: random.Random, pieces: Sequence[str]) -> str:
+    """One to three tokens of the vocabulary in a row ("localsky"), sometimes with a capital.
+
+    A token that is only ever read cannot be copied: weights that had met "document" in thousands of
+    prompts and never had to say it without a space before it wrote another word every time.
+    """
+    word = "".join(rng.choice(pieces) for _ in range(rng.choice((1, 1, 2, 3))))
+    return word.title() if rng.random() < 0.15 else word
 
 
 def wide_word(rng: random.Random) -> str:

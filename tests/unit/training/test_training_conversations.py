@@ -10,6 +10,7 @@ from m2serve.chat.messages import Assistant, User
 from m2serve.chat.parser import OutputParser, ParserOptions, parse_output
 from m2serve.chat.renderer import render
 from m2serve.chat.tokenizer import Tokenizer
+from training.batches import said_pieces
 from training.conversations import tool_schemas
 from training.conversations.arithmetic import Sum, arithmetic, draw_sum
 from training.conversations.drills import LETTERS, drill
@@ -213,12 +214,24 @@ def test_shared_options_lead_to_the_letters_they_stand_at() -> None:
 
 def test_tool_drills_say_names_of_the_tools_on_offer() -> None:
     for n in range(200):
-        sample = tool_drill(random.Random(n))
+        sample = tool_drill(random.Random(n), ("local", "docu", "气") if n % 2 else ())
         shapes = {tool.name: json.loads(tool.definition)["parameters"] for tool in sample.tools}
         for line in sample.last.content.splitlines():
             name, *parameters = re.findall(r'"([^"]+)"', line)
             assert set(parameters) <= set(shapes[name]["properties"])
             assert set(shapes[name]["required"]) <= set(parameters)
+
+
+def test_drills_copy_nearly_every_token_of_the_vocabulary(tokenizer: Tokenizer) -> None:
+    pieces = said_pieces(tokenizer)
+    texts = (tokenizer.token_bytes(i).decode(errors="replace") for i in range(2048))
+    wanted = {i for i, text in enumerate(texts) if text.removeprefix(" ") in set(pieces)}
+    said = set()
+    for n in range(1000):
+        document = render_document(drill(random.Random(n), pieces), tokenizer)
+        said.update(document.token_ids[document.is_said].tolist())
+    assert len(wanted) > 1200
+    assert len(wanted & said) > 0.9 * len(wanted)
 
 
 def test_letters_of_a_drill_are_those_of_the_list() -> None:
@@ -231,7 +244,7 @@ def test_letters_of_a_drill_are_those_of_the_list() -> None:
         seen += bool(listed and said)
         if listed:
             assert {(letter, text.strip()) for text, letter in said} <= set(listed)
-    assert seen > 80
+    assert seen > 50
 
 
 def test_calls_fit_the_offered_schemas() -> None:
