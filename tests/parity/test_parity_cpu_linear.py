@@ -86,7 +86,7 @@ def test_stacked_matrices_are_rows(format: str) -> None:
 def test_the_number_of_threads_changes_no_bit(
     format: str, activation: Literal["float", "int8"]
 ) -> None:
-    weight = make_weight(format, 300, 700)
+    weight = make_weight(format, 304, 700)
     before = torch.get_num_threads()
     results = []
     for count in (1, 2, 5):
@@ -121,7 +121,7 @@ def rounded_to_int8(x: torch.Tensor, group: int) -> torch.Tensor:
 @pytest.mark.parametrize("columns", [256, 700, 1536])
 @pytest.mark.parametrize("format", INTEGER_FORMATS)
 def test_int8_activations(format: str, columns: int) -> None:
-    weight = make_weight(format, 77, columns)
+    weight = make_weight(format, 80, columns)
     group = 16 if isinstance(weight, Nvfp4Weight) else 32
     for rows in NUM_ROWS if columns == 700 else (1, 11, 12, 140):
         x = torch.randn(rows, num_columns(weight)) * 10 ** torch.randn(rows, 1)
@@ -131,10 +131,27 @@ def test_int8_activations(format: str, columns: int) -> None:
         assert_near(y, rounded_to_int8(x, group), weight, offset_codes=True)
 
 
-def test_int8_activations_leave_float_weights_alone() -> None:
-    weight = make_weight("bf16", 30, 200)
-    x = torch.randn(3, 200)
-    assert torch.equal(matmul("int8").linear(x, weight), matmul().linear(x, weight))
+@pytest.mark.parametrize(
+    ("format", "rows", "columns"),
+    [("bf16", 32, 200), ("fp8", 32, 256), ("int4-g32", 30, 256), ("int8", 32, 202)],
+)
+def test_int8_activations_leave_weights_alone_that_have_no_slabs(
+    format: str, rows: int, columns: int
+) -> None:
+    """Of no integer code, of rows that are no whole slabs, or of half a step."""
+    weight = make_weight(format, rows, columns)
+    for count in (3, 20):
+        x = torch.randn(count, num_columns(weight))
+        assert torch.equal(matmul("int8").linear(x, weight), matmul().linear(x, weight))
+
+
+@pytest.mark.parametrize("columns", [4, 28, 36, 508, 516])
+def test_int8_activations_of_part_of_a_group(columns: int) -> None:
+    weight = make_weight("int8", 16, columns)
+    for rows in (1, 2, 7):
+        x = torch.randn(rows, columns)
+        y = matmul("int8").linear(x, weight)
+        assert_near(y, rounded_to_int8(x, 32), weight, offset_codes=True)
 
 
 def test_no_rows_and_strided_rows() -> None:

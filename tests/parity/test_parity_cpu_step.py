@@ -15,6 +15,7 @@ from m2serve.bench.dummy import FORMATS, dummy_weights
 from m2serve.bench.shapes import MID
 from m2serve.kernels import reference
 from m2serve.kernels.cpu_library import load_cpu_library
+from m2serve.kernels.cpu_linear import CpuMatmul
 from m2serve.kernels.cpu_step import StepCosts
 from m2serve.kernels.dispatch import Kernels
 from m2serve.model.minimax_m2 import MiniMaxM2
@@ -60,6 +61,11 @@ def error(ours: torch.Tensor, theirs: torch.Tensor) -> float:
     return float((ours - theirs).abs().max() / theirs.abs().max())
 
 
+def typical(differences: torch.Tensor) -> float:
+    """Of the median row."""
+    return float(differences.norm(dim=-1).median())
+
+
 STEPS = [
     [("a", prompt(37, 1)), ("b", prompt(1, 2))],
     [("b", prompt(1, 3)), ("c", prompt(90, 4)), ("a", prompt(1, 5))],
@@ -94,6 +100,28 @@ def test_awkward_shapes(sizes: dict[str, int]) -> None:
     assert error(logits_of(native), logits_of(plain)) < 1e-5
 
 
+@pytest.mark.parametrize("format", ["nvfp4", "mxfp4", "int4-g32", "int4-g128", "int8"])
+def test_logits_with_int8_activations(format: str) -> None:
+    """Against the decoder in PyTorch with the same products: the median row of one layer, for a value
+    that is rounded the other way moves all that follows."""
+    shape = replace(SHAPE, num_hidden_layers=1)
+    weights, same = (
+        dummy_weights(shape, format, attention_format=format, device=CPU, dtype=torch.float32)
+        for _ in range(2)
+    )
+    library = load_cpu_library()
+    assert library is not None
+    products = CpuMatmul(library, "int8")
+    rounding = replace(REFERENCE, linear=products.linear, experts=products.experts)
+    native = make_model(shape, weights, "int8")
+    assert isinstance(native, NativeMiniMaxM2)
+    ours, theirs = logits_of(native), logits_of(MiniMaxM2(shape, same, rounding))
+    exact = logits_of(MiniMaxM2(shape, same, REFERENCE))
+    assert typical(ours - theirs) < 0.1 * typical(theirs - exact)
+    with pytest.raises(AssertionError, match="interleaved"):
+        make_model(shape, native.weights)
+
+
 def test_greedy_tokens() -> None:
     native, plain = models("nvfp4")
     for seed in range(3):
@@ -110,10 +138,8 @@ def test_bfloat16_is_nearer_to_float32_than_the_reference() -> None:
     native, plain = models("bf16", replace(SHAPE, num_hidden_layers=1), torch.bfloat16)
     expected = logits_of(in_float32(plain))
 
-    def typical_error(model: MiniMaxM2) -> float:
-        return float((logits_of(model, torch.bfloat16) - expected).norm(dim=-1).median())
-
-    assert typical_error(native) < 0.7 * typical_error(plain)
+    ours, theirs = (logits_of(model, torch.bfloat16) - expected for model in (native, plain))
+    assert typical(ours) < 0.7 * typical(theirs)
 
 
 def in_float32(model: MiniMaxM2) -> MiniMaxM2:

@@ -17,7 +17,7 @@ from m2serve.kernels.cpu_library import describe_cpu_kernels
 from m2serve.kernels.cpu_step import OPERATIONS
 from m2serve.model.minimax_m2 import MiniMaxM2
 from m2serve.model.native import NativeMiniMaxM2
-from m2serve.spec.cost import count_parameters, kv_elements_per_token
+from m2serve.spec.cost import count_parameters, kv_slot_bytes
 
 _WARM_UP_PROMPT = 32
 
@@ -134,5 +134,4 @@ def _operations(dissected: Pass, decode_step_s: float) -> dict[str, float]:
 def _kv_bytes(model: MiniMaxM2, config: EngineBenchConfig) -> int:
     """Keys and values a decode step reads, halfway through the output."""
     seen = config.context + config.prompt + config.output // 2
-    itemsize = model.weights.embedding.dtype.itemsize
-    return config.batch * seen * kv_elements_per_token(model.shape) * itemsize
+    return config.batch * seen * kv_slot_bytes(model.shape, config.kv_cache_dtype)

@@ -16,6 +16,7 @@ from m2serve.bench.operations import Costs, OperationMeter, StepMeter
 from m2serve.engine.block_pool import BlockPool
 from m2serve.engine.config import EngineConfig
 from m2serve.engine.model_runner import ModelRunner
+from m2serve.engine.placement import KV_CACHE_DTYPES
 from m2serve.engine.request import EngineRequest, SamplingParams
 from m2serve.engine.scheduler import Scheduler
 from m2serve.errors import UsageError
@@ -29,7 +30,8 @@ _MAX_NUM_BATCHED_TOKENS = EngineConfig(model_path="").max_num_batched_tokens
 @dataclass(frozen=True)
 class EngineBenchConfig:
     """`context`, `prompt` and `output` are tokens a sequence: in the cache already, computed
-    first, and generated (the one prefill gives included).
+    first, and generated (the one prefill gives included). `kv_cache_dtype` is a key of
+    KV_CACHE_DTYPES.
     """
 
     batch: int = 1
@@ -37,6 +39,7 @@ class EngineBenchConfig:
     output: int = 64
     context: int = 0
     repeat: int = 3
+    kv_cache_dtype: str = "float32"
 
     def check(self, max_position_embeddings: int) -> None:
         """Raise UsageError for a pass that measures nothing or that the model cannot hold."""
@@ -84,15 +87,18 @@ def make_runner(model: MiniMaxM2, config: EngineBenchConfig, kv_cache: KVCache) 
 def make_cache(model: MiniMaxM2, config: EngineBenchConfig) -> KVCache:
     """Room for the batch; noise where the context is, since what was never written may be NaN."""
     num_blocks = config.batch * (-(-(config.longest + 1) // BLOCK_SIZE) + 1)
-    embedding = model.weights.embedding
-    cache = allocate_kv_cache(
-        model.shape, num_blocks, BLOCK_SIZE, embedding.device, embedding.dtype
-    )
+    device = model.weights.embedding.device
+    dtype = KV_CACHE_DTYPES[config.kv_cache_dtype]
+    cache = allocate_kv_cache(model.shape, num_blocks, BLOCK_SIZE, device, dtype)
     if config.context:
-        generator = torch.Generator(embedding.device).manual_seed(0)
+        most = 1.0 if dtype.is_floating_point else 127.0
+        generator = torch.Generator(device).manual_seed(0)
         for part in (cache.keys, cache.values):
-            block = torch.empty(part.shape[2:], device=part.device, dtype=part.dtype)
-            part.copy_(block.uniform_(-1, 1, generator=generator))
+            block = torch.empty(part.shape[2:], device=device)
+            part.copy_(block.uniform_(-most, most, generator=generator))
+        for scales in (cache.key_scales, cache.value_scales):
+            if scales is not None:
+                scales.fill_(1 / most)
     return cache
 
 

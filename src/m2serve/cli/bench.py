@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.table import Table
 
 from m2serve.checkpoint.hub import resolve
-from m2serve.engine.config import CpuActivation, Device, DType
+from m2serve.engine.config import CpuActivation, Device, DType, KVCacheDType
 from m2serve.errors import ResourceError, UsageError
 
 if TYPE_CHECKING:
@@ -67,6 +67,9 @@ def engine(
     cpu_activation: Annotated[
         CpuActivation, typer.Option(help="int8: faster on a CPU with quantised weights.")
     ] = "float",
+    kv_cache_dtype: Annotated[
+        KVCacheDType, typer.Option(help="As of m2 serve; int8 and fp8 on a CPU.")
+    ] = "auto",
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
     """Speed of the engine by itself: its scheduler, sampler and model, without HTTP."""
@@ -76,18 +79,31 @@ def engine(
     from m2serve.bench.engine import run_engine_bench
     from m2serve.bench.generation import EngineBenchConfig
     from m2serve.engine.config import EngineConfig
-    from m2serve.engine.placement import DTYPES, choose_device, choose_dtype, choose_num_threads
+    from m2serve.engine.placement import (
+        DTYPES,
+        choose_device,
+        choose_dtype,
+        choose_kv_cache_dtype,
+        choose_num_threads,
+    )
     from m2serve.environment import this_machine
 
     if model is not None and (shape or layers or format):
         raise UsageError("--shape, --layers and --format describe random weights, not MODEL's")
     machine = this_machine()
-    asked = EngineConfig(model_path="", device=device, dtype=dtype, num_threads=num_threads)
+    asked = EngineConfig(
+        model_path="",
+        device=device,
+        dtype=dtype,
+        kv_cache_dtype=kv_cache_dtype,
+        num_threads=num_threads,
+    )
     chosen = choose_device(asked)
     chosen_dtype = choose_dtype(asked, chosen, machine)
     threads = choose_num_threads(asked, machine)
     torch.set_num_threads(threads)
-    config = EngineBenchConfig(batch, prompt, output, context, repeat)
+    kv_dtype = choose_kv_cache_dtype(asked, chosen, chosen_dtype)
+    config = EngineBenchConfig(batch, prompt, output, context, repeat, kv_dtype)
     formats = (attention_format or "", head_format or "")
     with Console(stderr=True).status("Loading weights"):
         if model is not None:
@@ -183,16 +199,20 @@ def _check_room(
     dtype: torch.dtype,
 ) -> None:
     """Raises ResourceError where random weights of these widths are more than the memory."""
+    import torch
+
     from m2serve.engine.placement import free_memory_bytes
+    from m2serve.kernels.dispatch import linear_dtype
     from m2serve.spec.cost import weight_bytes
 
-    stored = "f32" if dtype.itemsize == 4 else "bf16"
+    names = {torch.float32: "f32", torch.bfloat16: "bf16"}
+    stored = names[linear_dtype(device, torch.bfloat16, dtype)]
     dense = attention_format or stored
     needed = weight_bytes(
         shape,
         attention=dense,
         experts=stored if format == "bf16" else format,
-        embedding=stored,
+        embedding=names[dtype],
         head=head_format or dense,
     ).total
     free = free_memory_bytes(device)

@@ -13,6 +13,7 @@ import typer
 from m2serve.engine.config import CpuActivation, Device, DType, KVCacheDType
 from m2serve.errors import UsageError
 from m2serve.spec.shape import ModelShape, load_config, load_json_object
+from m2serve.spec.units import GIB
 
 if TYPE_CHECKING:
     from m2serve.engine.request import EngineInfo
@@ -22,7 +23,6 @@ EngineKind = Literal["auto", "own", "vllm", "sglang", "vllm-ascend"]
 WeightFormat = Literal["bf16", "fp8", "int8"]
 ReasoningParser = Literal["minimax_m2", "minimax_m2_append_think"]
 Hub = Literal["auto", "huggingface", "modelscope"]
-GIB = 1024**3
 
 
 def serve(
@@ -62,7 +62,8 @@ def serve(
         int, typer.Option(min=0, help="Memory of the KV cache; 0: chosen from what is free.")
     ] = 0,
     kv_cache_dtype: Annotated[
-        KVCacheDType, typer.Option(help="Of the KV cache; auto: --dtype. int8, fp8: on a CPU.")
+        KVCacheDType,
+        typer.Option(help="Of the KV cache; auto: bfloat16, or --dtype. int8, fp8: on a CPU."),
     ] = "auto",
     reasoning_parser: Annotated[
         ReasoningParser,

@@ -6,10 +6,9 @@ from dataclasses import dataclass
 
 from m2serve.engine.config import EngineConfig
 from m2serve.errors import ResourceError, UsageError
-from m2serve.spec.cost import kv_bytes_per_token, kv_scale_bytes_per_token
+from m2serve.spec.cost import kv_slot_bytes
 from m2serve.spec.shape import ModelShape
-
-GIB = 1024**3
+from m2serve.spec.units import GIB
 
 
 @dataclass(frozen=True)
@@ -49,10 +48,7 @@ def kv_cache_size(
     one of spec.cost.DTYPE_BYTES; int8 has scales beside it. Raises ResourceError when one sequence
     of `max_model_len` does not fit; without `max_model_len` the context is cut to what fits.
     """
-    token_bytes = kv_bytes_per_token(shape, dtype)
-    if dtype == "int8":
-        token_bytes += kv_scale_bytes_per_token(shape)
-    block_bytes = token_bytes * config.block_size
+    block_bytes = kv_slot_bytes(shape, dtype) * config.block_size
     wanted_len = config.max_model_len or shape.max_position_embeddings
     blocks_per_seq = -(-wanted_len // config.block_size)
     if config.kv_cache_memory_bytes:

@@ -21,7 +21,8 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True):
     `attention_format` and `head_format` "" mean: as stored; else dense weights are requantised
     while loading.
     `cpu_activation` "int8" rounds what the native CPU kernels multiply quantised weights with.
-    `kv_cache_dtype` "auto" is the compute dtype.
+    `kv_cache_dtype` "auto" is the compute dtype; of the native CPU kernels bfloat16, unless `dtype`
+    is given.
     `max_model_len` 0 means: the checkpoint's own context length, or what the KV cache can hold.
     """
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+from dataclasses import fields, replace
 from typing import Literal
 
 import torch
@@ -10,24 +11,29 @@ import torch
 from m2serve.checkpoint.weights import Weight
 from m2serve.kernels import reference
 from m2serve.kernels.cpu_library import CpuLibrary
-from m2serve.kernels.cpu_weights import cpu_weight
+from m2serve.kernels.cpu_weights import CpuWeight, cpu_weight
 
 # What the activations become before they meet a quantised weight: "float" leaves them as they are,
-# "int8" rounds them to int8 with a scale for every 16 or 32 values, for formats with integer codes.
+# "int8" rounds them to int8 with a scale for every 16 or 32 values, for formats with integer codes
+# and a number of rows that is a multiple of 8 (AVX2) or 16 (AVX-512).
 CpuActivation = Literal["float", "int8"]
 
-_FLOAT, _BF16, _INT8 = range(3)  # m2_activation of cpu/types.h
+_FLOAT, _BF16, INT8_ACTIVATION = range(3)  # m2_activation of cpu/types.h
 
 
 def activation_code(activation: CpuActivation, dtype: torch.dtype) -> int:
     """m2_activation of cpu/types.h for activations of `dtype`."""
     if activation == "int8":
-        return _INT8
+        return INT8_ACTIVATION
     return _BF16 if dtype == torch.bfloat16 else _FLOAT
 
 
 class CpuMatmul:
-    """Signatures as in kernels.reference, which computes what the library cannot take."""
+    """Signatures as in kernels.reference, which computes what the library cannot take.
+
+    With int8 activations every call interleaves a copy of the weight first: this is for checks. A
+    model's step does it once, in place.
+    """
 
     def __init__(self, library: CpuLibrary, activation: CpuActivation) -> None:
         self._library = library
@@ -35,19 +41,20 @@ class CpuMatmul:
 
     def linear(self, x_TK: torch.Tensor, weight: Weight) -> torch.Tensor:
         """x Wᵀ: [T, K] -> [T, N]; float32 sums, the result in x's dtype."""
-        native = cpu_weight(weight)
+        native, _kept = self._described(weight)
         if native is None or native.columns != x_TK.shape[-1]:
             return reference.linear(x_TK, weight)
         x = x_TK.contiguous().float()
         y = torch.empty(x.shape[0], native.matrices * native.rows)
         self._library.follow_torch_threads()
-        self._library.functions.m2_linear(
+        failed = self._library.functions.m2_linear(
             ctypes.byref(native),
             _pointer(x),
             _size(x),
             _pointer(y),
             activation_code(self._activation, x_TK.dtype),
         )
+        _check(failed)
         return y.to(x_TK.dtype)
 
     def experts(
@@ -59,8 +66,9 @@ class CpuMatmul:
         ids_Tk: torch.Tensor,
     ) -> torch.Tensor:
         """Sum over the chosen experts of weight * W2(silu(W1 x) * W3 x), [T, H], in x's dtype."""
-        native13, native2 = cpu_weight(w13), cpu_weight(w2)
-        if native13 is None or native2 is None:
+        native13, _kept13 = self._described(w13)
+        native2, _kept2 = self._described(w2)
+        if native13 is None or native2 is None or not _fit(native13, native2, x_TH.shape[-1]):
             return reference.experts(x_TH, w13, w2, weights_Tk, ids_Tk)
         x = x_TH.contiguous().float()
         y = torch.empty_like(x)
@@ -77,8 +85,40 @@ class CpuMatmul:
             _pointer(y),
             activation_code(self._activation, x_TH.dtype),
         )
-        assert not failed, "an expert id is out of range"
+        _check(failed)
         return y.to(x_TH.dtype)
+
+    def _described(self, weight: Weight) -> tuple[CpuWeight | None, Weight]:
+        """The weight as the library takes it, and the one that owns what it points to."""
+        native = cpu_weight(weight)
+        if native is None or self._activation != "int8":
+            return native, weight
+        copied = replace(
+            weight,
+            **{
+                field.name: value.clone()
+                for field in fields(weight)
+                if isinstance(value := getattr(weight, field.name), torch.Tensor)
+            },
+        )
+        native = cpu_weight(copied)
+        _check(self._library.functions.m2_interleave(ctypes.byref(native)))
+        return native, copied
+
+
+def _fit(w13: CpuWeight, w2: CpuWeight, hidden_size: int) -> bool:
+    """Whether gate and up of every expert give what its down takes."""
+    return (
+        w13.columns == hidden_size == w2.rows
+        and w13.rows == w2.columns
+        and w13.matrices == 2 * w2.matrices
+    )
+
+
+def _check(failed: int) -> None:
+    if failed == 1:
+        raise MemoryError("no memory for the buffers of a matrix product")
+    assert failed == 0, "an expert id is out of range"
 
 
 def _pointer(tensor: torch.Tensor) -> ctypes.c_void_p:

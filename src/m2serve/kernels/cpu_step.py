@@ -14,7 +14,9 @@ import torch
 
 from m2serve.kernels.cpu_attention import CpuBatch, CpuKVCache, address
 from m2serve.kernels.cpu_library import CpuLibrary
+from m2serve.kernels.cpu_linear import INT8_ACTIVATION
 from m2serve.kernels.cpu_weights import CpuWeight
+from m2serve.spec.units import GIB
 
 logger = logging.getLogger(__name__)
 
@@ -79,13 +81,18 @@ class StepCosts:
 class CpuStep:
     """Runs one model; owns the buffers of a step. Not for several threads at once.
 
-    On a machine of several NUMA nodes the model's matrices are first moved to where they are read.
+    With int8 activations the rows of the model's matrices are first put in another order, in place.
+    On a machine of several NUMA nodes the matrices are then moved to where they are read.
     `native_s` is the time spent in the library so far.
     """
 
     def __init__(self, library: CpuLibrary, model: CpuModel) -> None:
         self._library = library
         self._model = model
+        if model.activation == INT8_ACTIVATION:
+            library.follow_torch_threads()
+            if library.functions.m2_interleave_weights(ctypes.byref(model)):
+                raise MemoryError("no memory to put the rows of the weights in order")
         if len(library.nodes) > 1:
             _place_weights(library, model)
         functions = library.functions
@@ -144,7 +151,7 @@ def _place_weights(library: CpuLibrary, model: CpuModel) -> None:
             "%.1f s",
             torch.get_num_threads(),
             len(library.nodes),
-            num_bytes / 2**30,
+            num_bytes / GIB,
             time.monotonic() - start,
         )
     else:

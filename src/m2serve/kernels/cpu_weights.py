@@ -1,9 +1,14 @@
-"""Weights as the C interface takes them: `struct m2_weight` of cpu/types.h. No copy is made."""
+"""Weights as the C interface takes them: `struct m2_weight` of cpu/types.h. No copy is made.
+
+With int8 activations the rows are put in another order, in place (cpu/interleave.h); PyTorch cannot
+read such a weight any more.
+"""
 
 from __future__ import annotations
 
 import ctypes
 import math
+from dataclasses import fields
 from functools import singledispatch
 
 import torch
@@ -26,7 +31,10 @@ _INT4_STEP = 32
 
 
 class CpuWeight(ctypes.Structure):
-    """Points into the tensors of the weight it was made from, which must outlive it."""
+    """Points into the tensors of the weight it was made from, which must outlive it.
+
+    `interleaved` is 0 while its tensors are as stored.
+    """
 
     _fields_ = (
         ("format", ctypes.c_int32),
@@ -40,7 +48,18 @@ class CpuWeight(ctypes.Structure):
         ("scale", ctypes.c_void_p),
         ("zero_point", ctypes.c_void_p),
         ("global_scale", ctypes.c_void_p),
+        ("interleaved", ctypes.c_int64),
     )
+
+
+def describe_weight(weight: Weight) -> str:
+    """In words, for a message about one the kernels cannot take."""
+    sizes = (
+        f"{field.name} {str(value.dtype).removeprefix('torch.')} {list(value.shape)}"
+        for field in fields(weight)
+        if isinstance(value := getattr(weight, field.name), torch.Tensor)
+    )
+    return f"a {type(weight).__name__} of {', '.join(sizes)}"
 
 
 @singledispatch

@@ -13,7 +13,7 @@ import torch
 
 from m2serve.kernels import reference
 from m2serve.kernels.cpu_library import load_cpu_library
-from m2serve.kernels.cpu_linear import CpuActivation, CpuMatmul
+from m2serve.kernels.cpu_linear import CpuMatmul
 
 
 @dataclass(frozen=True)
@@ -36,7 +36,7 @@ class Kernels:
         }
 
 
-def select_kernels(device: torch.device, cpu_activation: CpuActivation = "float") -> Kernels:
+def select_kernels(device: torch.device) -> Kernels:
     """The fastest implementation of every operation that exists for `device`."""
     chosen = Kernels(
         **{field.name: getattr(reference, field.name) for field in dataclasses.fields(Kernels)}
@@ -44,7 +44,7 @@ def select_kernels(device: torch.device, cpu_activation: CpuActivation = "float"
     library = load_cpu_library() if device.type == "cpu" else None
     if library is None:
         return chosen
-    native = CpuMatmul(library, cpu_activation)
+    native = CpuMatmul(library, "float")
     return dataclasses.replace(chosen, linear=native.linear, experts=native.experts)
 
 

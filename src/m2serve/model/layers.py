@@ -45,6 +45,8 @@ class ModelWeights:
     lm_head: Weight  # [V, H]
     # Against dense attention and head in the compute dtype, by what was requantised while loading.
     bytes_saved: int = 0
+    # Rows in the order of the CPU kernels' int8 activations: nothing else can read the matrices.
+    is_interleaved: bool = False
 
     @property
     def nbytes(self) -> int:

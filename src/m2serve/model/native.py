@@ -6,6 +6,8 @@ Activations are float32 from the embedding to the logits, whatever the compute d
 from __future__ import annotations
 
 import ctypes
+import logging
+from dataclasses import replace
 
 import torch
 
@@ -21,12 +23,14 @@ from m2serve.kernels.cpu_attention import (
 from m2serve.kernels.cpu_library import CpuLibrary, describe_cpu_kernels, load_cpu_library
 from m2serve.kernels.cpu_linear import CpuActivation, activation_code
 from m2serve.kernels.cpu_step import CpuLayer, CpuModel, CpuStep
-from m2serve.kernels.cpu_weights import CpuWeight, cpu_weight
+from m2serve.kernels.cpu_weights import CpuWeight, cpu_weight, describe_weight
 from m2serve.kernels.dispatch import Kernels, select_kernels
 from m2serve.model.batch import ForwardBatch, KVCache
 from m2serve.model.layers import LayerWeights, ModelWeights
 from m2serve.model.minimax_m2 import MiniMaxM2
 from m2serve.spec.shape import ModelShape
+
+logger = logging.getLogger(__name__)
 
 
 def make_model(
@@ -34,10 +38,13 @@ def make_model(
 ) -> MiniMaxM2:
     """The fastest decoder there is for the device, the formats and the dtype of the weights.
 
-    Raises UsageError for rounded activations where the native kernels do not run.
+    With int8 activations the weights are put in another order where they lie: they are the model's
+    alone from then on. Raises UsageError for rounded activations where the native kernels do not
+    run.
     """
+    assert not weights.is_interleaved, "only the model they were interleaved for can read them"
     device = weights.embedding.device
-    kernels = select_kernels(device, cpu_activation)
+    kernels = select_kernels(device)
     library = load_cpu_library() if device.type == "cpu" else None
     if library is None and cpu_activation != "float":
         raise UsageError(
@@ -46,8 +53,19 @@ def make_model(
         )
     if library is not None:
         packed = _Packed(shape, weights, cpu_activation)
-        if packed.is_complete:
+        if not packed.missing:
+            logger.info("%s, %s activations", describe_cpu_kernels(), cpu_activation)
+            weights = replace(weights, is_interleaved=cpu_activation == "int8")
             return NativeMiniMaxM2(shape, weights, kernels, library, packed)
+        if cpu_activation != "float":
+            raise UsageError(
+                f"--cpu-activation {cpu_activation} is for the native CPU kernels, which cannot "
+                f"take {packed.missing} of this checkpoint; leave the option out"
+            )
+        lost = "PyTorch runs the model around them, slower"
+        logger.warning("the CPU kernels cannot take %s: %s", packed.missing, lost)
+    elif device.type == "cpu":
+        logger.warning("%s", describe_cpu_kernels())
     return MiniMaxM2(shape, weights, kernels)
 
 
@@ -87,7 +105,7 @@ class _Packed:
 
     def __init__(self, shape: ModelShape, weights: ModelWeights, activation: CpuActivation) -> None:
         self._keep: list[object] = [weights]
-        self.is_complete = True
+        self.missing = ""  # what the library cannot take
         frequencies = rotary_frequencies(shape.rotary_dim, shape.rope_theta)
         layers = (CpuLayer * len(weights.layers))(*map(self._layer, weights.layers))
         self.model = CpuModel(
@@ -129,7 +147,7 @@ class _Packed:
     def _weight(self, weight: Weight) -> CpuWeight:
         found = cpu_weight(weight)
         if found is None:
-            self.is_complete = False
+            self.missing = describe_weight(weight)
             return CpuWeight()
         return found
 

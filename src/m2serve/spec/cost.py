@@ -84,9 +84,11 @@ def kv_bytes_per_token(shape: ModelShape, dtype: str) -> int:
     return kv_elements_per_token(shape) * dtype_bytes(dtype)
 
 
-def kv_scale_bytes_per_token(shape: ModelShape) -> int:
-    """Bytes of a float32 scale for each head of k and of v, in every layer."""
-    return 4 * kv_elements_per_token(shape) // shape.head_dim
+def kv_slot_bytes(shape: ModelShape, dtype: str) -> int:
+    """Bytes of one token in our own engine's cache, as kv_bytes_per_token: int8 has a float32 scale
+    for each head of k and of v, in every layer."""
+    scales = 4 * kv_elements_per_token(shape) // shape.head_dim if dtype == "int8" else 0
+    return kv_bytes_per_token(shape, dtype) + scales
 
 
 def dtype_bytes(dtype: str) -> int:

@@ -14,6 +14,7 @@ from m2serve.bench.operations import OperationMeter, tensor_bytes
 from m2serve.bench.shapes import M2_5, MID, MINIATURE, named_shape
 from m2serve.checkpoint.weights import DenseWeight, Fp8BlockWeight, Weight
 from m2serve.errors import UsageError
+from m2serve.kernels.cpu_library import load_cpu_library
 from m2serve.kernels.dequantize import dequantize
 from m2serve.kernels.dispatch import linear_dtype, select_kernels
 from m2serve.model.minimax_m2 import MiniMaxM2
@@ -116,6 +117,20 @@ def test_one_sequence_reads_what_the_cost_model_says(wrapped: bool) -> None:
     small = norms + 2 * SMALL.hidden_size + 2 * 4 * SMALL.num_local_experts
     kv_bytes = (32 + 20 + 2) * kv_bytes_per_token(SMALL, "float32")
     assert result.decode_bytes == weights - small + kv_bytes
+
+
+@pytest.mark.skipif(load_cpu_library() is None, reason="no CPU kernels here")
+@pytest.mark.parametrize(("dtype", "head_bytes"), [("bfloat16", 2), ("fp8", 1), ("int8", 1)])
+def test_the_cache_may_be_narrower(dtype: str, head_bytes: int) -> None:
+    model = dummy("nvfp4", wrapped=False)
+
+    def decode_bytes(kv_cache_dtype: str) -> float:
+        config = EngineBenchConfig(prompt=20, output=5, context=32, kv_cache_dtype=kv_cache_dtype)
+        return run_engine_bench(model, config).decode_bytes
+
+    heads = 2 * SMALL.num_hidden_layers * SMALL.num_key_value_heads * (32 + 20 + 2)
+    less = heads * SMALL.head_dim * (4 - head_bytes) - (4 * heads if dtype == "int8" else 0)
+    assert decode_bytes("float32") - decode_bytes(dtype) == less
 
 
 def test_the_meter_counts_the_experts_that_are_hit() -> None:

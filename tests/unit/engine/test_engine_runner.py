@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -71,6 +72,18 @@ def test_pytorch_refuses_a_cache_it_cannot_read() -> None:
     config = EngineConfig(model_path="x", kv_cache_dtype="bfloat16")
     assert placement.choose_kv_cache_dtype(config, cuda, "float32") == "bfloat16"
     assert placement.choose_kv_cache_dtype(EngineConfig(model_path="x"), cuda, "b") == "b"
+
+
+@pytest.mark.parametrize(
+    ("dtype", "has_kernels", "chosen"),
+    [("auto", True, "bfloat16"), ("float32", True, "float32"), ("auto", False, "float32")],
+)
+def test_the_native_cache_is_bfloat16_unless_a_dtype_is_asked_for(
+    dtype: Any, has_kernels: bool, chosen: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(placement, "load_cpu_library", lambda: object() if has_kernels else None)
+    config = EngineConfig(model_path="x", dtype=dtype)
+    assert placement.choose_kv_cache_dtype(config, torch.device("cpu"), "float32") == chosen
 
 
 def test_the_device_is_what_there_is(monkeypatch: pytest.MonkeyPatch) -> None:

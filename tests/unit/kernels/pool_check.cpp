@@ -123,6 +123,27 @@ void check_pool(int num_threads, int num_nodes) {
     }
 }
 
+// A chunk that throws: the caller hears of it, the others have run, and the next job is as any.
+void check_failures() {
+    for (const int threads : {1, 3}) {
+        set_num_threads(threads);
+        for (int round = 0; round < 50; ++round) {
+            std::atomic<int> runs{0};
+            bool heard = false;
+            try {
+                parallel_for(20, [&](int64_t chunk, int) {
+                    ++runs;
+                    if (chunk % 7 == round % 7) throw std::bad_alloc();
+                });
+            } catch (const std::bad_alloc&) {
+                heard = true;
+            }
+            check(heard && runs == 20, "a failure is lost, or chunks behind it", threads, runs);
+            check_job({9}, false, std::vector<int32_t>(static_cast<size_t>(threads), 0));
+        }
+    }
+}
+
 void check_callers_take_turns() {
     set_num_threads(3);
     const auto work = [] {
@@ -169,6 +190,7 @@ int main() {
     for (const auto& [threads, nodes] : {std::pair{1, 1}, {2, 1}, {5, 1}, {2, 2}, {6, 3}, {1, 1}}) {
         check_pool(threads, nodes);
     }
+    check_failures();
     check_callers_take_turns();
     check_binding();
     std::puts("ok");

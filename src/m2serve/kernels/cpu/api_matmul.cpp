@@ -1,5 +1,7 @@
-// The C interface of the matrix products, for ctypes. Pointers are not checked: cpu_linear.py makes
-// them from tensors it has checked.
+// The C interface of the matrix products, for ctypes. An int is 0, or 1 when there was no memory.
+// Pointers are not checked: cpu_linear.py makes them from tensors it has checked.
+#include "guarded.h"
+#include "interleave.h"
 #include "linear.h"
 #include "pool.h"
 
@@ -17,21 +19,28 @@ void m2_seat_threads(int num_nodes, const int32_t* threads, const int32_t* num_c
     m2::seat_threads(num_nodes, threads, num_cpus, cpus);
 }
 
-void m2_linear(const m2_weight* weight, const float* x, int64_t num_rows, float* y,
-               int32_t activation) {
-    m2::linear(*weight, x, num_rows, y, static_cast<m2_activation>(activation));
+// weight->interleaved says whether it could be. The weight is lost when it fails.
+int m2_interleave(m2_weight* weight) {
+    return m2::guarded([&] { m2::interleave(*weight); });
 }
 
-// 0, or 1 when an id is out of range; then nothing is computed.
+int m2_linear(const m2_weight* weight, const float* x, int64_t num_rows, float* y,
+              int32_t activation) {
+    return m2::guarded(
+        [&] { m2::linear(*weight, x, num_rows, y, static_cast<m2_activation>(activation)); });
+}
+
+// Also 2 when an id is out of range; then nothing is computed.
 int m2_experts(const m2_weight* w13, const m2_weight* w2, const float* x, const float* weights,
                const int64_t* ids, int64_t num_tokens, int64_t top_k, float* y,
                int32_t activation) {
     for (int64_t i = 0; i < num_tokens * top_k; ++i) {
-        if (ids[i] < 0 || ids[i] >= w2->matrices) return 1;
+        if (ids[i] < 0 || ids[i] >= w2->matrices) return 2;
     }
-    m2::experts(*w13, *w2, x, weights, ids, num_tokens, top_k, y,
-                static_cast<m2_activation>(activation));
-    return 0;
+    return m2::guarded([&] {
+        m2::experts(*w13, *w2, x, weights, ids, num_tokens, top_k, y,
+                    static_cast<m2_activation>(activation));
+    });
 }
 
 }  // extern "C"

@@ -3,30 +3,35 @@
 #include <algorithm>
 #include <new>
 
+#include "guarded.h"
+#include "interleave.h"
 #include "place.h"
 #include "pool.h"
 #include "router.h"
 #include "step.h"
 
-namespace {
-
-template <class Run>
-int guarded(const Run& run) {
-    try {
-        run();
-        return 0;
-    } catch (const std::bad_alloc&) {
-        return 1;
-    }
-}
-
-}  // namespace
+using m2::guarded;
 
 #pragma GCC visibility push(default)
 extern "C" {
 
 void* m2_step_new() { return new (std::nothrow) m2::Step; }
 void m2_step_free(void* step) { delete static_cast<m2::Step*>(step); }
+
+// Puts the rows of all matrices of the model in the order of int8 activations, in place, those that
+// can be and are not yet (interleave.h).
+int m2_interleave_weights(m2_model* model) {
+    return guarded([&] {
+        for (int64_t i = 0; i < model->num_layers; ++i) {
+            m2_layer& layer = model->layers[i];
+            for (m2_weight* weight : {&layer.q_proj, &layer.k_proj, &layer.v_proj, &layer.o_proj,
+                                      &layer.w13, &layer.w2}) {
+                m2::interleave(*weight);
+            }
+        }
+        m2::interleave(model->lm_head);
+    });
+}
 
 // Puts all matrices of the model into the memory of the nodes that compute with them; the bytes
 // moved, 0 where all threads are on one node. Without memory for a copy the rest stays where it is.

@@ -134,25 +134,26 @@ void slice(const m2_weight& w13, const m2_weight& w2, const float* x, const floa
     });
     const Seating& seats = seating();
     int64_t chunks[kMaxNodes];
-    const int64_t block = rows_per_chunk(num_hit * w13.rows, seats.num_threads());
+    const int64_t least13 = least_rows(w13), least2 = least_rows(w2);
+    const int64_t block = rows_per_chunk(num_hit * w13.rows, seats.num_threads(), least13);
     const auto blocks = [&](int node) {  // of one expert
-        return num_chunks(rows_of_node(w13.rows, seats, node), block);
+        return num_chunks(rows_of_node(w13.rows, seats, node, least13), block);
     };
     for (int node = 0; node < seats.num_nodes; ++node) chunks[node] = num_hit * blocks(node);
     parallel_for_nodes(seats, chunks, [&](int node, int64_t chunk, int) {
-        const Rows own = rows_of_node(w13.rows, seats, node);
+        const Rows own = rows_of_node(w13.rows, seats, node, least13);
         const Rows rows = chunk_of(own, block, chunk % blocks(node));
         gate_and_up(pass, chunk / blocks(node), rows.begin, rows.end);
     });
     parallel_for(pairs, [&](int64_t row, int) {
         run.prepare_row(any2, pass.hidden, row, pass.between + row * w2.columns);
     });
-    const int64_t columns = rows_per_chunk(w2.rows, seats.num_threads());
+    const int64_t columns = rows_per_chunk(w2.rows, seats.num_threads(), least2);
     for (int node = 0; node < seats.num_nodes; ++node) {
-        chunks[node] = num_chunks(rows_of_node(w2.rows, seats, node), columns);
+        chunks[node] = num_chunks(rows_of_node(w2.rows, seats, node, least2), columns);
     }
     parallel_for_nodes(seats, chunks, [&](int node, int64_t chunk, int) {
-        const Rows rows = chunk_of(rows_of_node(w2.rows, seats, node), columns, chunk);
+        const Rows rows = chunk_of(rows_of_node(w2.rows, seats, node, least2), columns, chunk);
         down(pass, num_tokens, rows.begin, rows.end);
     });
 }

@@ -1,4 +1,4 @@
-// Four-bit formats (and INT8 with int8 activations): a scale for every 16 or 32 columns.
+// Four-bit formats as they are stored against float activations: a scale for every 16 or 32 columns.
 //
 // A unit is 2 * kBytes columns: one vector of packed codes. Its low nibbles are the even columns,
 // its high nibbles the odd ones, and lane i holds columns 8i..8i+7 of the unit, so that all vectors
@@ -47,13 +47,24 @@ inline F spread(F value, int shift) {
     return shift == 0 ? value : permute(value, group_of_lane(0, shift));
 }
 
+// kLanes values of a floating type.
+inline F lane_floats(int32_t type, const void* from) {
+    if (type == M2_F32) return load(static_cast<const float*>(from));
+    const auto* halves = static_cast<const uint16_t*>(from);
+    return type == M2_F16 ? f16_floats(halves) : bf16_floats(halves);
+}
+
+// A format says what its codes and scales are worth. kZero and kInt8Zero are the code of zero, as
+// `codes` and as `unsigned_codes` have it; -1: every group has its own.
 struct Nvfp4 {
     static constexpr int kGroup = 16;
+    static constexpr int kScaleBytes = 1;
     static constexpr int kMostCode = 24;  // unsigned
     static constexpr float kZero = 0, kInt8Zero = 12;
+    static F lane_scales(const uint8_t* from) { return e4m3_floats(from); }
     static F scales(const Row& row, int64_t first, int count) {
         uint8_t buffer[kLanes];
-        return e4m3_floats(entries<1>(row.scale, first, count, 0, buffer));
+        return lane_scales(entries<1>(row.scale, first, count, 0, buffer));
     }
     static F zeros(const Row&, int64_t, int) { return splat(0); }
     static I codes(I nibbles) { return look_up(table16(kE2m1Twice), nibbles); }
@@ -62,9 +73,10 @@ struct Nvfp4 {
 
 struct Mxfp4 : Nvfp4 {
     static constexpr int kGroup = 32;
+    static F lane_scales(const uint8_t* from) { return e8m0_floats(from); }
     static F scales(const Row& row, int64_t first, int count) {
         uint8_t buffer[kLanes];
-        return e8m0_floats(entries<1>(row.scale, first, count, 0, buffer));
+        return lane_scales(entries<1>(row.scale, first, count, 0, buffer));
     }
 };
 
@@ -73,19 +85,15 @@ template <int kind, bool asymmetric>
 struct Int4 {
     static constexpr int kGroup = 32;
     static constexpr int kMostCode = 15;
-    static constexpr float kZero = asymmetric ? -1 : 0;  // -1: one for every group
+    static constexpr int kScaleBytes = kind == M2_F32 ? 4 : 2;
+    static constexpr float kZero = asymmetric ? -1 : 0;
     static constexpr float kInt8Zero = asymmetric ? -1 : 8;
+    static F lane_scales(const uint8_t* from) { return lane_floats(kind, from); }
     static F scales(const Row& row, int64_t first, int count) {
         alignas(64) uint8_t buffer[kLanes * 4];
         const int shift = row.log2_groups_per_scale;
-        if constexpr (kind == M2_F32) {
-            const void* from = entries<4>(row.scale, first, count, shift, buffer);
-            return spread(load(static_cast<const float*>(from)), shift);
-        } else {
-            const void* from = entries<2>(row.scale, first, count, shift, buffer);
-            const auto* halves = static_cast<const uint16_t*>(from);
-            return spread(kind == M2_F16 ? f16_floats(halves) : bf16_floats(halves), shift);
-        }
+        return spread(lane_scales(entries<kScaleBytes>(row.scale, first, count, shift, buffer)),
+                      shift);
     }
     static F zeros(const Row& row, int64_t first, int count) {
         uint8_t buffer[kLanes];
@@ -113,10 +121,9 @@ constexpr int kUnitsPerSuperblock = Format::kGroup / 8;
 template <class Format>
 constexpr int kLog2LanesPerGroup = Format::kGroup == 16 ? 1 : 2;
 
-// A constant zero point of the format, or the row's own.
 template <class Format>
-inline F scaled_zeros(const Row& row, int64_t first, int count, F scale, float constant) {
-    return mul(scale, constant < 0 ? Format::zeros(row, first, count) : splat(constant));
+inline F scaled_zeros(const Row& row, int64_t first, int count, F scale) {
+    return mul(scale, Format::kZero < 0 ? Format::zeros(row, first, count) : splat(Format::kZero));
 }
 
 inline I load_unit(const uint8_t* codes, int64_t bytes) {
@@ -124,48 +131,6 @@ inline I load_unit(const uint8_t* codes, int64_t bytes) {
     alignas(64) uint8_t buffer[kBytes] = {};
     std::memcpy(buffer, codes, static_cast<size_t>(bytes));
     return load_bytes(buffer);
-}
-
-// Sums of a row of few activations: several, so that an addition does not wait for the one before.
-template <int M>
-constexpr int kInt8Sums = M <= 2 ? 2 : 1;
-template <int M>
-inline void add_up(const F* sums, F* acc) {
-    each<M>([&](auto m) {
-        each<kInt8Sums<M>>([&](auto s) { acc[m] = add(acc[m], sums[m * kInt8Sums<M> + s]); });
-    });
-}
-
-template <class Format, int M, bool tail>
-inline void int8_superblock(const Row& row, int64_t group, int count, const Int8Activations* x,
-                            F* sums) {
-    constexpr int kSums = kInt8Sums<M>, kUnits = kUnitsPerSuperblock<Format>;
-    const F scale = Format::scales(row, group, count);
-    const F zeros = scaled_zeros<Format>(row, group, count, scale, Format::kInt8Zero);
-    F both[M];
-    each<M>([&](auto m) {
-        both[m] = arrange_groups<kLog2LanesPerGroup<Format>>(
-            mul(scale, load(x[m].scale + group)));
-        F& sum = sums[m * kSums + kUnits % kSums];
-        sum = fnma(zeros, load(x[m].sum + group), sum);
-    });
-    const int64_t column = group * Format::kGroup;
-    const uint8_t* codes = row.codes + column / 2;
-    const int64_t bytes = count * Format::kGroup / 2;
-    each<kUnits>([&](auto unit) {
-        if (tail && unit * kBytes >= bytes) return;
-        if (M <= 2) __builtin_prefetch(codes + unit * kBytes + 2048);
-        const I packed = tail ? load_unit(codes + unit * kBytes, bytes - unit * kBytes)
-                              : load_bytes(codes + unit * kBytes);
-        const I low = Format::unsigned_codes(low_nibbles(packed));
-        const I high = Format::unsigned_codes(high_nibbles(packed));
-        each<M>([&](auto m) {
-            const int8_t* q = x[m].values + column + unit * 2 * kBytes;
-            const F dot = dot_nibbles(low, load_bytes(q), high, load_bytes(q + kBytes));
-            F& sum = sums[m * kSums + unit % kSums];
-            sum = fma(dot, spread_groups<kLog2LanesPerGroup<Format>, unit>(both[m]), sum);
-        });
-    });
 }
 
 template <int v>
@@ -178,7 +143,7 @@ inline void float_superblock(const Row& row, int64_t group, int count, const Flo
                              F* acc) {
     const F plain = Format::scales(row, group, count);
     if constexpr (Format::kZero != 0) {
-        const F zeros = scaled_zeros<Format>(row, group, count, plain, Format::kZero);
+        const F zeros = scaled_zeros<Format>(row, group, count, plain);
         each<M>([&](auto m) { acc[m] = fnma(zeros, load(x[m].sum + group), acc[m]); });
     }
     const F scale = arrange_groups<kLog2LanesPerGroup<Format>>(
@@ -215,21 +180,6 @@ inline void float_superblock(const Row& row, int64_t group, int count, const Flo
 
 // Columns k0..k1 of one row against M rows of activations; k0 is a multiple of kPad.
 template <class Format, int M>
-inline void int8_row(const Row& row, int64_t k0, int64_t k1, const Int8Activations* x, F* acc) {
-    F sums[M * kInt8Sums<M>];
-    each<M * kInt8Sums<M>>([&](auto i) { sums[i] = zero(); });
-    int64_t group = k0 / Format::kGroup;
-    const int64_t end = k1 / Format::kGroup;
-    for (; group + kLanes <= end; group += kLanes) {
-        int8_superblock<Format, M, false>(row, group, kLanes, x, sums);
-    }
-    if (group < end) {
-        int8_superblock<Format, M, true>(row, group, static_cast<int>(end - group), x, sums);
-    }
-    add_up<M>(sums, acc);
-}
-
-template <class Format, int M>
 inline void float_row(const Row& row, int64_t k0, int64_t k1, const FloatActivations* x, F* acc) {
     int64_t group = k0 / Format::kGroup;
     const int64_t end = k1 / Format::kGroup;
@@ -250,7 +200,7 @@ inline int64_t expand_row(const Row& row, int64_t k0, int64_t k1, float* to) {
         const int64_t left = k1 / Format::kGroup - group;
         const int count = left < kLanes ? static_cast<int>(left) : kLanes;
         const F plain = Format::scales(row, group, count);
-        const F zeros = scaled_zeros<Format>(row, group, count, plain, Format::kZero);
+        const F zeros = scaled_zeros<Format>(row, group, count, plain);
         const F scale =
             arrange_groups<kLog2LanesPerGroup<Format>>(mul(plain, splat(0x1p-24f)));
         const F offset = arrange_groups<kLog2LanesPerGroup<Format>>(zeros);

@@ -57,9 +57,14 @@ void linears(const m2_weight* const* weights, int num_weights, const float* x, i
         });
     }
     const Seating& seats = seating();
-    const int64_t block = rows_per_chunk(total_rows, seats.num_threads());
+    int64_t least = kLeastRows;
+    for (int i = 0; i < num_weights; ++i) least = std::max(least, least_rows(*weights[i]));
+    const int64_t block = rows_per_chunk(total_rows, seats.num_threads(), least);
+    const auto own_rows = [&](const Part& part, int node) {
+        return rows_of_node(part.weight->rows, seats, node, least_rows(*part.weight));
+    };
     const auto blocks = [&](const Part& part, int node) {  // of one matrix
-        return num_chunks(rows_of_node(part.weight->rows, seats, node), block);
+        return num_chunks(own_rows(part, node), block);
     };
     int64_t chunks[kMaxNodes] = {};
     for (int node = 0; node < seats.num_nodes; ++node) {
@@ -73,7 +78,7 @@ void linears(const m2_weight* const* weights, int num_weights, const float* x, i
             chunk -= all;
         }
         const int64_t each = blocks(*part, node);
-        const Rows own = rows_of_node(part->weight->rows, seats, node);
+        const Rows own = own_rows(*part, node);
         multiply(*part, chunk / each, chunk_of(own, block, chunk % each), num_rows);
     });
 }

@@ -1,7 +1,8 @@
 // From a format to its loops: the direct product for few rows of activations, the tiled for many.
+// Interleaved weights meet int8 activations, others float ones.
 #pragma once
 
-#include "int8_matmul.h"
+#include "int8_tile.h"
 
 namespace m2::M2_ISA {
 namespace {
@@ -9,10 +10,7 @@ namespace {
 // From this many rows on, expanding a tile costs less than expanding codes again and again.
 constexpr int64_t kTileFrom = 5;
 constexpr int64_t kInt8TileFrom = 12;
-// Rows of activations that meet a tile before the next expands.
-constexpr int64_t kTokensAtOnce = 128;
 // Columns of few rows of activations that fit the first cache beside the weights.
-constexpr int64_t kInt8Columns = 2048;
 constexpr int64_t kFloatColumns = 6144;
 
 constexpr int64_t kFloatTileBytes = kTileColumns * kTileHeight * 4;
@@ -26,7 +24,6 @@ inline int64_t columns_for(int64_t num_tokens) { return kFloatColumns / num_toke
 template <class Format>
 struct GroupedFloat {
     using X = FloatActivations;
-    static constexpr bool kSumsRowsTogether = false;
     static X activations(const Task& task, int64_t m) {
         return float_activations(task.x, task.token(m));
     }
@@ -36,28 +33,8 @@ struct GroupedFloat {
     }
 };
 template <class Format>
-struct GroupedInt8 {
-    using X = Int8Activations;
-    static constexpr bool kSumsRowsTogether = true;
-    static X activations(const Task& task, int64_t m) {
-        return int8_activations(task.x, task.token(m));
-    }
-    template <int M>
-    static void row(const Task& task, int64_t n, int64_t k0, int64_t k1, const X* x, F* acc) {
-        int8_row<Format, M>(row_of(task.w, n, Format::kGroup), k0, k1, x, acc);
-    }
-};
-struct Int8Bytes : GroupedInt8<Nvfp4> {
-    template <int M>
-    static void row(const Task& task, int64_t n, int64_t k0, int64_t k1, const X* x, F* acc) {
-        const auto* w = reinterpret_cast<const int8_t*>(task.w.codes + n * task.w.code_stride);
-        int8_bytes_row<M>(w, k0, k1, x, acc);
-    }
-};
-template <class Format>
 struct Spans {
     using X = const float*;
-    static constexpr bool kSumsRowsTogether = false;
     static X activations(const Task& task, int64_t m) {
         return float_activations(task.x, task.token(m)).values;
     }
@@ -73,23 +50,7 @@ template <class Product, int M>
 inline void direct_rows(const Task& task, int64_t m0, int64_t k0, int64_t k1) {
     typename Product::X x[M];
     for (int m = 0; m < M; ++m) x[m] = Product::activations(task, m0 + m);
-    int64_t n = task.n0;
-    if constexpr (M == 1 && Product::kSumsRowsTogether) {
-        // Of four rows: a narrow row takes hardly longer than the sum of its lanes.
-        for (; n + 4 <= task.n1; n += 4) {
-            F acc[4];
-            float factor[4];
-            for (int r = 0; r < 4; ++r) {
-                acc[r] = zero();
-                Product::template row<1>(task, n + r, k0, k1, x, acc + r);
-                factor[r] = factor_of_row(task, n + r);
-            }
-            float* out = task.out(m0, n);
-            const __m128 product = _mm_mul_ps(_mm_loadu_ps(factor), sum4(acc));
-            _mm_storeu_ps(out, k0 > 0 ? _mm_add_ps(_mm_loadu_ps(out), product) : product);
-        }
-    }
-    for (; n < task.n1; ++n) {
+    for (int64_t n = task.n0; n < task.n1; ++n) {
         F acc[M];
         each<M>([&](auto m) { acc[m] = zero(); });
         Product::template row<M>(task, n, k0, k1, x, acc);
@@ -101,15 +62,13 @@ inline void direct_rows(const Task& task, int64_t m0, int64_t k0, int64_t k1) {
     }
 }
 
-template <class Product, int kMost>
-void direct(const Task& task, int64_t columns_at_once) {
+template <class Product>
+void direct(const Task& task) {
+    const int64_t columns_at_once = columns_for(task.num_tokens);
     for (int64_t k0 = 0; k0 < task.w.columns; k0 += columns_at_once) {
         const int64_t left = task.w.columns - k0;
         const int64_t k1 = k0 + (left < columns_at_once ? left : columns_at_once);
         int64_t m = 0;
-        if constexpr (kMost >= 8) {
-            for (; m + 8 <= task.num_tokens; m += 8) direct_rows<Product, 8>(task, m, k0, k1);
-        }
         for (; m + 4 <= task.num_tokens; m += 4) direct_rows<Product, 4>(task, m, k0, k1);
         if (task.num_tokens - m == 3) {
             direct_rows<Product, 3>(task, m, k0, k1);
@@ -171,26 +130,20 @@ void tiled_slice(const Task& task, const Expand& expand, int64_t m0, int64_t m1)
 
 template <class Expand>
 void tiled(const Task& task, const Expand& expand) {
-    for (int64_t m = 0; m < task.num_tokens; ++m) {
-        std::memset(task.out(m, task.n0), 0, sizeof(float) * (task.n1 - task.n0));
-    }
-    for (int64_t m0 = 0; m0 < task.num_tokens; m0 += kTokensAtOnce) {
-        const int64_t left = task.num_tokens - m0;
-        const int64_t m1 = m0 + (left < kTokensAtOnce ? left : kTokensAtOnce);
+    for_slices(task, [&](int64_t m0, int64_t m1) {
 #ifdef M2_HAS_BF16_DOT
         if (task.x.kind == ActivationKind::kBf16) {
-            tiled_slice<uint16_t>(task, expand, m0, m1);
-            continue;
+            return tiled_slice<uint16_t>(task, expand, m0, m1);
         }
 #endif
         tiled_slice<float>(task, expand, m0, m1);
-    }
+    });
 }
 
 template <class Format>
 void spans(const Task& task) {
     if (task.num_tokens < kTileFrom && task.x.kind == ActivationKind::kFloat) {
-        return direct<Spans<Format>, 4>(task, columns_for(task.num_tokens));
+        return direct<Spans<Format>>(task);
     }
     tiled(task, [&](int64_t n, int64_t k0, int64_t k1, float* to) {
         return expand_span_row<Format>(task.w.codes + n * task.w.code_stride,
@@ -200,15 +153,12 @@ void spans(const Task& task) {
 
 template <class Format>
 void grouped(const Task& task) {
-    if (task.x.kind == ActivationKind::kInt8 && task.num_tokens >= kInt8TileFrom) {
-        return int8_nibbles<Format>(task);
-    }
-    if (task.x.kind == ActivationKind::kInt8) {
-        return direct<GroupedInt8<Format>, 8>(
-            task, task.num_tokens > 4 ? kInt8Columns : task.w.columns);
+    if (task.w.interleaved) {
+        return task.num_tokens < kInt8TileFrom ? slabs<NibbleSlab<Format>>(task)
+                                               : int8_tiled<Format>(task);
     }
     if (task.num_tokens < kTileFrom && task.x.kind == ActivationKind::kFloat) {
-        return direct<GroupedFloat<Format>, 4>(task, columns_for(task.num_tokens));
+        return direct<GroupedFloat<Format>>(task);
     }
     tiled(task, [&](int64_t n, int64_t k0, int64_t k1, float* to) {
         return expand_row<Format>(row_of(task.w, n, Format::kGroup), k0, k1, to);
@@ -238,9 +188,7 @@ void matmul(const Matrix& w, int64_t n0, int64_t n1, const Activations& x, const
             if (w.scale_type == M2_BF16) return int4<M2_BF16>(task);
             return w.scale_type == M2_F16 ? int4<M2_F16>(task) : int4<M2_F32>(task);
         case M2_INT8:
-            if (x.kind != ActivationKind::kInt8) return spans<Int8>(task);
-            if (num_tokens >= kInt8TileFrom) return int8_bytes(task);
-            return direct<Int8Bytes, 8>(task, num_tokens > 4 ? kInt8Columns : w.columns);
+            return w.interleaved ? slabs<ByteSlab>(task) : spans<Int8>(task);
     }
 }
 

@@ -22,6 +22,7 @@ constexpr int64_t kCopy = int64_t{1} << 20;
 struct Array {
     uint8_t* base;
     int64_t matrices, rows, stride;
+    int64_t least_rows;
 
     int64_t matrix_bytes() const { return rows * stride; }
 };
@@ -48,11 +49,11 @@ void bring_back(const Array& array, const Slab& slab, const uint8_t* aside) {
     const int64_t block = std::max<int64_t>(1, kCopy / array.stride);
     int64_t chunks[kMaxNodes];
     for (int node = 0; node < seats.num_nodes; ++node) {
-        const Rows own = rows_of_node(array.rows, seats, node);
+        const Rows own = rows_of_node(array.rows, seats, node, array.least_rows);
         chunks[node] = (last - first + 1) * num_chunks(own, block);
     }
     const auto bring = [&](int node, int64_t chunk, int) {
-        const Rows own = rows_of_node(array.rows, seats, node);
+        const Rows own = rows_of_node(array.rows, seats, node, array.least_rows);
         const int64_t each = num_chunks(own, block);
         const Rows rows = chunk_of(own, block, chunk % each);
         const int64_t matrix = (first + chunk / each) * array.matrix_bytes() - start;
@@ -99,7 +100,7 @@ int64_t place(const m2_weight& weight) {
     const RowBytes bytes = row_bytes(weight);
     const auto rows_at = [&](const void* base, int64_t stride) {
         auto* memory = static_cast<uint8_t*>(const_cast<void*>(base));
-        return Array{memory, weight.matrices, weight.rows, stride};
+        return Array{memory, weight.matrices, weight.rows, stride, least_rows(weight)};
     };
     Workspace aside;
     return place_rows(rows_at(weight.codes, bytes.codes), aside) +

@@ -8,6 +8,7 @@
 #include <chrono>
 #include <deque>
 #include <mutex>
+#include <new>
 #include <thread>
 #include <utility>
 #include <vector>
@@ -37,6 +38,24 @@ bool spin_until(const Done& done) {
 }
 
 thread_local int this_thread = -1;  // this thread's number while it runs chunks
+
+class Numbered {
+public:
+    explicit Numbered(int thread) { this_thread = thread; }
+    ~Numbered() { this_thread = -1; }
+    Numbered(const Numbered&) = delete;
+    Numbered& operator=(const Numbered&) = delete;
+};
+
+// False when the chunk threw.
+bool runs(const Job& job, int node, int64_t chunk, int thread) {
+    try {
+        job.run(job.context, node, chunk, thread);
+        return true;
+    } catch (...) {
+        return false;
+    }
+}
 
 // False where it is denied, or the machine is larger than a cpu_set_t.
 bool bind(pthread_t thread, const std::vector<int>& cpus) {
@@ -108,10 +127,8 @@ public:
             total += static_cast<uint32_t>(num_chunks[node]);
         }
         if (workers_.empty() || total == 1) {
-            this_thread = 0;
-            run_alone(job, num_chunks, num_nodes, 0);
-            this_thread = -1;
-            return;
+            const Numbered numbered(0);
+            return run_alone(job, num_chunks, num_nodes, 0);
         }
         done_.store(0, std::memory_order_relaxed);
         run_.store(job.run, std::memory_order_relaxed);
@@ -132,14 +149,17 @@ public:
         if (sleeping_.load() > 0) generation_.notify_all();
         help(0, 0);
         wait_for(total);
+        if (failed_.exchange(false)) throw std::bad_alloc();
     }
 
     static void run_alone(const Job& job, const int64_t* num_chunks, int num_nodes, int thread) {
+        bool whole = true;
         for (int node = 0; node < num_nodes; ++node) {
             for (int64_t chunk = 0; chunk < num_chunks[node]; ++chunk) {
-                job.run(job.context, node, chunk, thread);
+                whole = runs(job, node, chunk, thread) && whole;
             }
         }
+        if (!whole) throw std::bad_alloc();
     }
 
 private:
@@ -159,11 +179,10 @@ private:
     // after every chunk would cost as much as the chunks. A job does not end before the report, so
     // that all of them are of one job.
     void help(int thread, int node) {
-        this_thread = thread;
+        const Numbered numbered(thread);
         uint32_t done = 0;
         const int num_nodes = num_nodes_.load(std::memory_order_relaxed);
         for (int i = 0; i < num_nodes; ++i) done += take((node + i) % num_nodes, i == 0, thread);
-        this_thread = -1;
         if (done == 0) return;
         const uint32_t total = total_.load(std::memory_order_relaxed);
         if (done_.fetch_add(done) + done == total && thread > 0) done_.notify_one();
@@ -183,7 +202,7 @@ private:
                                                     std::memory_order_acquire)) {
                 continue;
             }
-            job.run(job.context, node, chunk, thread);
+            if (!runs(job, node, chunk, thread)) failed_.store(true, std::memory_order_relaxed);
             ++done;
             ticket = queue.ticket.load(std::memory_order_acquire);
         }
@@ -229,6 +248,7 @@ private:
     std::atomic<uint32_t> total_{0};
     std::atomic<int> num_nodes_{1};
     alignas(64) std::atomic<uint32_t> done_{0};
+    std::atomic<bool> failed_{false};  // a chunk of this job
     alignas(64) std::atomic<uint32_t> generation_{0};
     std::atomic<int> sleeping_{0};
 };

@@ -54,7 +54,8 @@ struct Job {
 // node's chunks handed out one by one in order; returns when all are done. `thread` is
 // 0..num_threads(), 0 for the caller, and no two chunks run at once with the same one. A sleeping or
 // late thread is not waited for, unless the job stays. Called from inside a chunk it runs on that
-// thread alone, with its number. Calls from several threads take turns. `run` must not throw.
+// thread alone, with its number. Calls from several threads take turns. Throws std::bad_alloc when
+// `run` threw anything; all other chunks have run then, too.
 void run_on_nodes(const Job& job, const int64_t* num_chunks, int num_nodes);
 
 // run(node, chunk, thread) of a lambda; `num_chunks` has an entry for every node of `seating`.

@@ -94,27 +94,28 @@ inline void quantise_group(const float* from, int8_t* to, float* scale, float* s
     *sum_of_values = sum_of_codes * *scale;
 }
 
-// Nibble formats want the even columns of a unit before the odd.
+// Of every eight columns the even ones first.
+inline void evens_first(int8_t* codes, int64_t size) {
+    const __m128i order = _mm_setr_epi8(0, 2, 4, 6, 1, 3, 5, 7, 8, 10, 12, 14, 9, 11, 13, 15);
+    for (int64_t i = 0; i < size; i += 16) {
+        auto* at = reinterpret_cast<__m128i*>(codes + i);
+        _mm_storeu_si128(at, _mm_shuffle_epi8(_mm_loadu_si128(at), order));
+    }
+}
+
 template <int group>
-void quantise_row(const Activations& x, bool nibbles, const float* from, int8_t* to, float* scale,
+void quantise_row(const Activations& x, const float* from, int8_t* to, float* scale,
                   float* sum_of_values) {
-    constexpr int kUnit = 2 * kBytes;
-    for (int64_t k = 0; k < x.padded; k += kUnit) {
-        float padded[kUnit];
+    for (int64_t k = 0, g = 0; k < x.padded; k += group, ++g) {
+        float padded[group];
         const float* values = from + k;
-        if (k + kUnit > x.columns) {
+        if (k + group > x.columns) {
             const int64_t left = x.columns > k ? x.columns - k : 0;
             std::memset(padded, 0, sizeof(padded));
             std::memcpy(padded, values, static_cast<size_t>(left) * 4);
             values = padded;
         }
-        int8_t unit[kUnit];
-        int8_t* codes = nibbles ? unit : to + k;
-        for (int i = 0; i < kUnit; i += group) {
-            const int64_t at = (k + i) / group;
-            quantise_group<group>(values + i, codes + i, scale + at, sum_of_values + at);
-        }
-        if (nibbles) split_even_odd(unit, to + k);
+        quantise_group<group>(values, to + k, scale + g, sum_of_values + g);
     }
 }
 
@@ -123,8 +124,10 @@ void prepare_row(const Matrix& w, const Activations& x, int64_t row, const float
     const int64_t at = row * x.padded;
     if (x.kind == ActivationKind::kInt8) {
         const auto quantise = x.group == 16 ? quantise_row<16> : quantise_row<32>;
-        return quantise(x, w.format != M2_INT8, from, static_cast<int8_t*>(x.values) + at,
-                        x.scale + row * groups, x.sum + row * groups);
+        int8_t* codes = static_cast<int8_t*>(x.values) + at;
+        quantise(x, from, codes, x.scale + row * groups, x.sum + row * groups);
+        if (w.format != M2_INT8) evens_first(codes, x.padded);
+        return;
     }
     if (x.kind == ActivationKind::kFloat) {
         order_row(w, x, from, static_cast<float*>(x.values) + at);

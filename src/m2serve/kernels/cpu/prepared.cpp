@@ -1,5 +1,9 @@
 #include "prepared.h"
 
+#include <algorithm>
+
+#include "split.h"
+
 namespace m2 {
 namespace {
 
@@ -33,11 +37,6 @@ int64_t scale_bytes(const m2_weight& weight) {
     }
 }
 
-bool has_integer_codes(const m2_weight& weight) {
-    return weight.format == M2_NVFP4 || weight.format == M2_MXFP4 || weight.format == M2_INT4 ||
-           weight.format == M2_INT8;
-}
-
 }  // namespace
 
 Matrix matrix_of(const m2_weight& weight, int64_t index) {
@@ -64,6 +63,7 @@ Matrix matrix_of(const m2_weight& weight, int64_t index) {
         one.zero_point = weight.zero_point + index * weight.rows * one.zero_stride;
     }
     one.global_scale = weight.global_scale ? weight.global_scale[index] : 1.0f;
+    one.interleaved = weight.interleaved != 0;
     return one;
 }
 
@@ -74,14 +74,19 @@ RowBytes row_bytes(const m2_weight& weight) {
 }
 
 ActivationKind kind_for(const m2_weight& weight, m2_activation activation, int64_t rows) {
-    if (activation == M2_ACTIVATION_INT8 && has_integer_codes(weight)) return ActivationKind::kInt8;
+    if (weight.interleaved) return ActivationKind::kInt8;
     const bool rounds = activation != M2_ACTIVATION_FLOAT && weight.format != M2_F32;
     return rounds && rows >= kBf16From && best_kernels()->has_bf16 ? ActivationKind::kBf16
                                                                    : ActivationKind::kFloat;
 }
 
+int64_t least_rows(const m2_weight& weight) {
+    return std::max(kLeastRows, weight.interleaved);
+}
+
 bool share_activations(const m2_weight& a, const m2_weight& b) {
-    return a.format == b.format && !a.zero_point == !b.zero_point;
+    return a.format == b.format && !a.zero_point == !b.zero_point &&
+           a.interleaved == b.interleaved;
 }
 
 Activations make_activations(const m2_weight& weight, ActivationKind kind, int64_t num_rows,

@@ -9,7 +9,8 @@ namespace m2 {
 // Matrix `index` of the weight.
 Matrix matrix_of(const m2_weight& weight, int64_t index);
 
-// The form `activation` takes for this weight when about `rows` rows meet each of its matrices.
+// The form `activation` takes for this weight when about `rows` rows meet each of its matrices; of
+// interleaved weights always int8.
 ActivationKind kind_for(const m2_weight& weight, m2_activation activation, int64_t rows);
 
 // Whether one set of activations serves both weights.
@@ -21,6 +22,9 @@ struct RowBytes {
     int64_t codes, scale, zero_point;
 };
 RowBytes row_bytes(const m2_weight& weight);
+
+// What borders between rows of the weight that different threads compute are multiples of.
+int64_t least_rows(const m2_weight& weight);
 
 // Room for `num_rows` rows in `workspace`, for Kernels::prepare_row to fill.
 Activations make_activations(const m2_weight& weight, ActivationKind kind, int64_t num_rows,

@@ -67,17 +67,6 @@ inline void store_int8(int8_t* to, F value) {
         _mm_packs_epi32(_mm256_castsi256_si128(wide), _mm256_extracti128_si256(wide, 1));
     _mm_storel_epi64(reinterpret_cast<__m128i*>(to), _mm_packs_epi16(half, half));
 }
-// The even bytes of two vectors in a row, then the odd ones.
-inline void split_even_odd(const int8_t* from, int8_t* to) {
-    const I first = load_bytes(from), second = load_bytes(from + kBytes);
-    const I low = _mm256_set1_epi16(0xFF);
-    const I even =
-        _mm256_packus_epi16(_mm256_and_si256(first, low), _mm256_and_si256(second, low));
-    const I odd =
-        _mm256_packus_epi16(_mm256_srli_epi16(first, 8), _mm256_srli_epi16(second, 8));
-    store_bytes(to, _mm256_permute4x64_epi64(even, 0xD8));
-    store_bytes(to + kBytes, _mm256_permute4x64_epi64(odd, 0xD8));
-}
 inline I low_nibbles(I packed) { return _mm256_and_si256(packed, _mm256_set1_epi8(15)); }
 inline I high_nibbles(I packed) { return low_nibbles(_mm256_srli_epi16(packed, 4)); }
 inline I table16(const int8_t* values) {
@@ -113,24 +102,15 @@ inline F f16_half(I halves) {
 }
 inline F as_float(I bits) { return _mm256_castsi256_ps(bits); }
 
-// Per lane the sum over its four bytes of u * x, both vectors together. With u <= 24 and |x| <= 127
-// four products fit the 16-bit sums.
-inline F dot_nibbles(I u0, I x0, I u1, I x1) {
-    const I pairs = _mm256_add_epi16(_mm256_maddubs_epi16(u0, x0), _mm256_maddubs_epi16(u1, x1));
-    return _mm256_cvtepi32_ps(_mm256_madd_epi16(pairs, _mm256_set1_epi16(1)));
-}
-// Per lane the sum over its four bytes of (w + kInt8Zero) * x.
-inline F dot_int8(I w, I x) {
-    const I pairs = _mm256_maddubs_epi16(_mm256_abs_epi8(w), _mm256_sign_epi8(x, w));
-    return _mm256_cvtepi32_ps(_mm256_madd_epi16(pairs, _mm256_set1_epi16(1)));
-}
-
 inline I no_integers() { return _mm256_setzero_si256(); }
 inline F integers_to_floats(I lanes) { return _mm256_cvtepi32_ps(lanes); }
 inline I splat_bits(int32_t bits) { return _mm256_set1_epi32(bits); }
 inline I add_integers(I a, I b) { return _mm256_add_epi32(a, b); }
-// Per lane the two products of int16 pairs, added to `sum`.
-inline I add_pairs(I sum, I w, I x) { return add_integers(sum, _mm256_madd_epi16(w, x)); }
+// Per lane the sum over its four bytes of (w + kInt8Zero) * x, added to `sum`.
+inline I add_int8(I sum, I w, I x) {
+    const I pairs = _mm256_maddubs_epi16(_mm256_abs_epi8(w), _mm256_sign_epi8(x, w));
+    return add_integers(sum, _mm256_madd_epi16(pairs, _mm256_set1_epi16(1)));
+}
 // Per lane the four products of unsigned and signed bytes, added to `sum`: two and two in 16 bits,
 // until they are finished.
 constexpr bool kQuadsAreWide = false;
@@ -152,13 +132,6 @@ template <int log2_lanes_per_group, int unit>
 inline F spread_groups(F arranged) {
     constexpr int pairs = unit == 0 ? 0x50 : 0xFA;
     return _mm256_permute_ps(arranged, log2_lanes_per_group == 1 ? pairs : unit * 0x55);
-}
-
-// `count` numbers, each in as many lanes.
-template <int count>
-inline F splat_halves(const float* from) {
-    static_assert(count == 1);
-    return splat(*from);
 }
 
 inline F permute(F value, I lanes) { return _mm256_permutevar8x32_ps(value, lanes); }

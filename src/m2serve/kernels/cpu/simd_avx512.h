@@ -67,15 +67,6 @@ inline void store_int8(int8_t* to, F value) {
     const __m128i bytes = _mm512_cvtsepi32_epi8(_mm512_cvtps_epi32(value));
     _mm_storeu_si128(reinterpret_cast<__m128i*>(to), bytes);
 }
-inline void split_even_odd(const int8_t* from, int8_t* to) {
-    for (int half = 0; half < 2; ++half) {
-        const I pairs = load_bytes(from + half * kBytes);
-        auto* even = reinterpret_cast<__m256i*>(to + half * kBytes / 2);
-        _mm256_storeu_si256(even, _mm512_cvtepi16_epi8(pairs));
-        auto* odd = reinterpret_cast<__m256i*>(to + kBytes + half * kBytes / 2);
-        _mm256_storeu_si256(odd, _mm512_cvtepi16_epi8(_mm512_srli_epi16(pairs, 8)));
-    }
-}
 inline I low_nibbles(I packed) { return _mm512_and_si512(packed, _mm512_set1_epi8(15)); }
 inline I high_nibbles(I packed) { return low_nibbles(_mm512_srli_epi16(packed, 4)); }
 inline I table16(const int8_t* values) {
@@ -113,20 +104,14 @@ inline F f16_half(I halves) {
     return f16_to_float(_mm512_extracti64x4_epi64(halves, half));
 }
 
-inline F dot_nibbles(I u0, I x0, I u1, I x1) {
-    const I first = _mm512_dpbusd_epi32(_mm512_setzero_si512(), u0, x0);
-    return _mm512_cvtepi32_ps(_mm512_dpbusd_epi32(first, u1, x1));
-}
-inline F dot_int8(I w, I x) {
-    const I shifted = _mm512_xor_si512(w, _mm512_set1_epi8(static_cast<char>(0x80)));
-    return _mm512_cvtepi32_ps(_mm512_dpbusd_epi32(_mm512_setzero_si512(), shifted, x));
-}
-
 inline I no_integers() { return _mm512_setzero_si512(); }
 inline F integers_to_floats(I lanes) { return _mm512_cvtepi32_ps(lanes); }
 inline I splat_bits(int32_t bits) { return _mm512_set1_epi32(bits); }
 inline I add_integers(I a, I b) { return _mm512_add_epi32(a, b); }
-inline I add_pairs(I sum, I w, I x) { return _mm512_dpwssd_epi32(sum, w, x); }
+inline I add_int8(I sum, I w, I x) {
+    const I shifted = _mm512_xor_si512(w, _mm512_set1_epi8(static_cast<char>(0x80)));
+    return _mm512_dpbusd_epi32(sum, shifted, x);
+}
 constexpr bool kQuadsAreWide = true;
 inline I add_quads(I sum, I u, I x) { return _mm512_dpbusd_epi32(sum, u, x); }
 inline I finish_quads(I sum) { return sum; }
@@ -136,12 +121,6 @@ inline I group_of_lane(int first, int log2_lanes_per_group) {
     const I lane = _mm512_set_epi32(15, 14, 13, 12, 11, 10, 9, 8, 7, 6, 5, 4, 3, 2, 1, 0);
     return _mm512_add_epi32(_mm512_srl_epi32(lane, _mm_cvtsi32_si128(log2_lanes_per_group)),
                             _mm512_set1_epi32(first));
-}
-
-template <int count>
-inline F splat_halves(const float* from) {
-    static_assert(count == 2);
-    return _mm512_insertf32x8(splat(from[0]), _mm256_set1_ps(from[1]), 1);
 }
 
 // As in simd_avx2.h; here a shuffle across the whole vector is as cheap as any.

@@ -136,43 +136,5 @@ inline int64_t expand_span_row(const uint8_t* codes, const float* scale, int blo
     return (k1 - k0 + kUnit - 1) / kUnit * kUnit;
 }
 
-// INT8 weights against int8 activations with a scale for every 32 columns.
-template <int M, bool tail>
-inline void int8_bytes_block(const int8_t* w, int64_t group, int count, const Int8Activations* x,
-                             F* sums) {
-    constexpr int kSums = kInt8Sums<M>, kGroups = kBytes / 32;  // groups of a unit
-    if (kInt8Zero != 0) {
-        each<M>([&](auto m) {
-            F& sum = sums[m * kSums];
-            sum = fnma(splat(kInt8Zero), load(x[m].sum + group), sum);
-        });
-    }
-    const int64_t column = group * 32;
-    each<8>([&](auto unit) {
-        if (tail && unit * kBytes >= count) return;
-        const auto* from = reinterpret_cast<const uint8_t*>(w + column + unit * kBytes);
-        if (M <= 2) __builtin_prefetch(from + 2048);
-        const I codes = tail ? load_unit(from, count - unit * kBytes) : load_bytes(from);
-        each<M>([&](auto m) {
-            const F dot = dot_int8(codes, load_bytes(x[m].values + column + unit * kBytes));
-            F& sum = sums[m * kSums + unit % kSums];
-            sum = fma(dot, splat_halves<kGroups>(x[m].scale + group + unit * kGroups), sum);
-        });
-    });
-}
-
-template <int M>
-inline void int8_bytes_row(const int8_t* w, int64_t k0, int64_t k1, const Int8Activations* x,
-                           F* acc) {
-    F sums[M * kInt8Sums<M>];
-    each<M * kInt8Sums<M>>([&](auto i) { sums[i] = zero(); });
-    int64_t k = k0;
-    for (; k + kLanes * 32 <= k1; k += kLanes * 32) {
-        int8_bytes_block<M, false>(w, k / 32, kLanes * 32, x, sums);
-    }
-    if (k < k1) int8_bytes_block<M, true>(w, k / 32, static_cast<int>(k1 - k), x, sums);
-    add_up<M>(sums, acc);
-}
-
 }  // namespace
 }  // namespace m2::M2_ISA

@@ -35,21 +35,22 @@ constexpr int64_t kMostRows = 256;
 constexpr int64_t kChunksPerThread = 8;
 
 // What borders between shares are multiples of: a line, unless a share would get none.
-inline int64_t row_step(int64_t rows, int64_t shares) {
-    const int64_t each = std::clamp<int64_t>(rows / shares, kLeastRows, kLineRows);
+inline int64_t row_step(int64_t rows, int64_t shares, int64_t least) {
+    const int64_t each = std::clamp<int64_t>(rows / shares, least, kLineRows);
     return static_cast<int64_t>(std::bit_floor(static_cast<uint64_t>(each)));
 }
 
-// Rows of one chunk of work: few enough that every thread gets several.
-inline int64_t rows_per_chunk(int64_t total_rows, int num_threads) {
-    const int64_t step = row_step(total_rows, num_threads);
+// Rows of one chunk of work: few enough that every thread gets several, a multiple of `least`.
+inline int64_t rows_per_chunk(int64_t total_rows, int num_threads, int64_t least = kLeastRows) {
+    const int64_t step = row_step(total_rows, num_threads, least);
     const int64_t rows = total_rows / (num_threads * kChunksPerThread);
     return std::clamp((rows + step - 1) / step * step, step, kMostRows);
 }
 
 // The rows of a matrix that a node's threads compute first, and whose memory is best there.
-inline Rows rows_of_node(int64_t rows, const Seating& seating, int node) {
-    const int64_t step = row_step(rows, seating.num_nodes);
+inline Rows rows_of_node(int64_t rows, const Seating& seating, int node,
+                         int64_t least = kLeastRows) {
+    const int64_t step = row_step(rows, seating.num_nodes, least);
     const auto border = [&](int at) {
         if (at == seating.num_nodes) return rows;
         return rows * seating.first[at] / seating.num_threads() / step * step;

@@ -31,7 +31,7 @@ struct m2_model {
     const float* inverse_frequencies;
     const void* embedding;
     const float* norm;
-    const m2_layer* layers;
+    m2_layer* layers;
     m2_weight lm_head;
 };
 

@@ -33,11 +33,10 @@ inline float scale_of_row(const Matrix& w, int64_t n) {
 // What is left to multiply a sum with after the scales inside a row.
 inline float factor_of_row(const Task& task, int64_t n) {
     const Matrix& w = task.w;
-    const bool is_float = task.x.kind != ActivationKind::kInt8;
     switch (w.format) {
         case M2_NVFP4: return 0.5f * w.global_scale;
         case M2_MXFP4: return 0.5f;
-        case M2_INT8: return scale_of_row(w, n) * (is_float ? 0x1p-24f : 1.0f);
+        case M2_INT8: return scale_of_row(w, n) * 0x1p-24f;  // of byte_to_float
         default: return 1.0f;
     }
 }
@@ -54,6 +53,21 @@ inline Row row_of(const Matrix& w, int64_t n, int x_group) {
 inline const float* block_scale(const Matrix& w, int64_t n) {
     if (w.format != M2_FP8_BLOCK) return nullptr;
     return reinterpret_cast<const float*>(w.scale + n / w.block_rows * w.scale_stride);
+}
+
+// Rows of activations that meet a tile before the next expands.
+constexpr int64_t kTokensAtOnce = 128;
+
+// Clears the task's results, then run(m0, m1) for slices of its tokens, to add to them.
+template <class Run>
+inline void for_slices(const Task& task, const Run& run) {
+    for (int64_t m = 0; m < task.num_tokens; ++m) {
+        std::memset(task.out(m, task.n0), 0, sizeof(float) * (task.n1 - task.n0));
+    }
+    for (int64_t m0 = 0; m0 < task.num_tokens; m0 += kTokensAtOnce) {
+        const int64_t left = task.num_tokens - m0;
+        run(m0, m0 + (left < kTokensAtOnce ? left : kTokensAtOnce));
+    }
 }
 
 inline Int8Activations int8_activations(const Activations& x, int64_t token) {

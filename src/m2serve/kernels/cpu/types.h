@@ -19,7 +19,7 @@ enum m2_format : int32_t {
 // What the activations become before they are multiplied. FLOAT: float32, products with the exact
 // weights. BF16: bfloat16 on a machine that multiplies it and where rows are many enough to gain,
 // otherwise as FLOAT. INT8: int8 with a scale for every 16 (NVFP4) or 32 values, for formats with
-// an integer code; otherwise as BF16.
+// an integer code whose rows are interleaved; otherwise as BF16.
 enum m2_activation : int32_t {
     M2_ACTIVATION_FLOAT = 0,
     M2_ACTIVATION_BF16 = 1,
@@ -29,7 +29,8 @@ enum m2_activation : int32_t {
 // `matrices` contiguous matrices of [rows, columns] in the layout of checkpoint/weights.py.
 // scale_type is M2_BF16, M2_F16 or M2_F32 (INT4, INT8). group is the columns a scale covers;
 // block_rows the rows (FP8). zero_point may be null (INT4: 8). global_scale: one for every matrix
-// (NVFP4). cpu_weights.py says which sizes the kernels take.
+// (NVFP4). cpu_weights.py says which sizes the kernels take. interleaved: 0 for that layout, else the
+// rows of a slab as interleave.h makes it.
 struct m2_weight {
     int32_t format;
     int32_t scale_type;
@@ -39,6 +40,7 @@ struct m2_weight {
     const void* scale;
     const uint8_t* zero_point;
     const float* global_scale;
+    int64_t interleaved;
 };
 
 }  // extern "C"
@@ -57,12 +59,13 @@ struct Matrix {
     const uint8_t* zero_point;
     float global_scale;
     int64_t code_stride, scale_stride, zero_stride;  // bytes of a row (FP8 scale: of a block row)
+    bool interleaved;
 };
 
 enum class ActivationKind : int32_t { kFloat, kBf16, kInt8 };
 
 // Activations as the kernels want them: padded with zeros, permuted to the order in which the
-// format's bytes unfold. scale and sum have an entry for every `group` columns: the int8 scale, and
+// format's bytes unfold (int8 of four-bit formats: of every eight columns the even ones first). scale and sum have an entry for every `group` columns: the int8 scale, and
 // the sum of the (dequantised) values, which a zero point multiplies.
 struct Activations {
     ActivationKind kind;
@@ -77,6 +80,7 @@ struct Activations {
 struct Kernels {
     const char* name;
     bool has_bf16;
+    int lanes;  // rows of a slab of interleaved weights
     // Row `row` of the activations from `columns` float32 values. Needs no scratch.
     void (*prepare_row)(const Matrix&, const Activations&, int64_t row, const float* x);
     // c[m * ldc + n - n0] for rows n0..n1 of the matrix and activation rows tokens[m] (m if null).

@@ -1,0 +1,167 @@
+// Int8 activations against integer codes of four or eight bits, kLanes rows of weights at a time.
+//
+// interleave.h has put the codes so that a vector holds the same columns of kLanes rows, four bytes
+// of each: a lane is a row, nothing is summed across lanes, and what an activation has in those
+// columns is one broadcast. Within a group the sums are exact; its two scales, the weight's and the
+// activation's, are applied to them in float32.
+#pragma once
+
+#include "task.h"
+
+namespace m2::M2_ISA {
+namespace {
+
+struct Slab {
+    const uint8_t* codes;
+    const uint8_t* scale;
+    const uint8_t* zero_point;
+    int log2_groups_per_scale;  // activation groups that share one scale of the weight
+};
+
+inline Slab slab_of(const Matrix& w, int64_t n, int x_group) {
+    const Row row = row_of(w, n, x_group);
+    return {row.codes, row.scale.row, row.zero_point.row, row.log2_groups_per_scale};
+}
+
+// The four bytes of an activation that meet step `step`.
+inline I quad(const Int8Activations& x, int64_t step) {
+    int32_t bits;
+    std::memcpy(&bits, x.values + 4 * step, 4);
+    return splat_bits(bits);
+}
+
+// Four bits: a vector is two steps, of the even and the odd columns of eight.
+template <class Format>
+struct NibbleSlab {
+    static constexpr int kGroup = Format::kGroup;
+    static constexpr int kVectors = kGroup / 8;
+    // So many vectors' sums of products fit 16 bits.
+    static constexpr int kSafe = 32767 / (4 * 127 * Format::kMostCode);
+    static constexpr int kAtOnce = kQuadsAreWide || kVectors <= kSafe ? kVectors : kVectors / 2;
+    static_assert(kQuadsAreWide || kAtOnce <= kSafe);
+
+    static const uint8_t* codes(const Slab& slab, int64_t group) {
+        return slab.codes + group * kVectors * kBytes;
+    }
+    static F scale(const Slab& slab, int64_t group) {
+        const int64_t at = group >> slab.log2_groups_per_scale;
+        return Format::lane_scales(slab.scale + at * kLanes * Format::kScaleBytes);
+    }
+    // What a sum of codes has too much, times the scale.
+    static F zeros(const Slab& slab, int64_t group, F scale) {
+        if constexpr (Format::kInt8Zero >= 0) return mul(scale, splat(Format::kInt8Zero));
+        const int64_t at = group >> slab.log2_groups_per_scale;
+        return mul(scale, bytes_to_floats(slab.zero_point + at * kLanes));
+    }
+
+    template <int T, int kChains>
+    static void group(const Slab& slab, int64_t group, int64_t, const Int8Activations* x, F* sums) {
+        const uint8_t* from = codes(slab, group);
+        I whole[T];
+        each<kVectors / kAtOnce>([&](auto part) {
+            I dots[T];
+            each<T>([&](auto t) { dots[t] = no_integers(); });
+            each<kAtOnce>([&](auto i) {
+                constexpr int v = part * kAtOnce + i;
+                if (T <= 2) __builtin_prefetch(from + v * kBytes + 2048);
+                const I packed = load_bytes(from + v * kBytes);
+                const I even = Format::unsigned_codes(low_nibbles(packed));
+                const I odd = Format::unsigned_codes(high_nibbles(packed));
+                const int64_t step = 2 * (group * kVectors + v);
+                each<T>([&](auto t) {
+                    dots[t] = add_quads(dots[t], even, quad(x[t], step));
+                    dots[t] = add_quads(dots[t], odd, quad(x[t], step + 1));
+                });
+            });
+            each<T>([&](auto t) {
+                const I done = finish_quads(dots[t]);
+                whole[t] = part == 0 ? done : add_integers(whole[t], done);
+            });
+        });
+        const F one = scale(slab, group), zero = zeros(slab, group, one);
+        each<T>([&](auto t) {
+            F& first = sums[t * kChains];
+            F& last = sums[t * kChains + kChains - 1];
+            last = fnma(zero, splat(x[t].sum[group]), last);
+            first = fma(integers_to_floats(whole[t]), mul(one, splat(x[t].scale[group])), first);
+        });
+    }
+    static F factor(const Task& task, int64_t n) { return splat(factor_of_row(task, n)); }
+};
+
+// Eight bits: a vector is one step. A row has one scale, which is its factor.
+struct ByteSlab {
+    static constexpr int kGroup = 32;
+    static constexpr int kVectors = kGroup / 4;
+
+    template <int T, int kChains, class Step>
+    static void steps(const Slab& slab, int64_t group, const Int8Activations* x, F* sums,
+                      const Step& count) {
+        const int64_t first_step = group * kVectors;
+        I dots[T];
+        each<T>([&](auto t) { dots[t] = no_integers(); });
+        for (int64_t i = 0; i < count; ++i) {
+            const uint8_t* from = slab.codes + (first_step + i) * kBytes;
+            if (T <= 2) __builtin_prefetch(from + 2048);
+            const I w = load_bytes(from);
+            each<T>([&](auto t) { dots[t] = add_int8(dots[t], w, quad(x[t], first_step + i)); });
+        }
+        each<T>([&](auto t) {
+            F& first = sums[t * kChains];
+            first = fma(integers_to_floats(dots[t]), splat(x[t].scale[group]), first);
+            if (kInt8Zero != 0) first = fnma(splat(kInt8Zero), splat(x[t].sum[group]), first);
+        });
+    }
+    template <int T, int kChains>
+    static void group(const Slab& slab, int64_t group, int64_t columns, const Int8Activations* x,
+                      F* sums) {
+        const int64_t left = columns / 4 - group * kVectors;
+        if (left >= kVectors) {
+            steps<T, kChains>(slab, group, x, sums, std::integral_constant<int64_t, kVectors>{});
+        } else {
+            steps<T, kChains>(slab, group, x, sums, left);
+        }
+    }
+    static F factor(const Task& task, int64_t n) {
+        const int64_t size = task.w.scale_type == M2_F32 ? 4 : 2;
+        return lane_floats(task.w.scale_type, task.w.scale + n * size);
+    }
+};
+
+// T rows of activations against every slab of the task; the slabs are outermost, so that each comes
+// from memory once.
+template <class Slabs, int T>
+inline void slab_tokens(const Task& task, const Slab& slab, int64_t n, int64_t m0, F factor) {
+    // One row: two sums, so that an addition does not wait for the one before it.
+    constexpr int kChains = T == 1 ? 2 : 1;
+    Int8Activations x[T];
+    F sums[T * kChains];
+    each<T>([&](auto t) { x[t] = int8_activations(task.x, task.token(m0 + t)); });
+    each<T * kChains>([&](auto i) { sums[i] = zero(); });
+    const int64_t groups = (task.w.columns + Slabs::kGroup - 1) / Slabs::kGroup;
+    for (int64_t group = 0; group < groups; ++group) {
+        Slabs::template group<T, kChains>(slab, group, task.w.columns, x, sums);
+    }
+    each<T>([&](auto t) {
+        const F total = kChains == 1 ? sums[t] : add(sums[t * kChains], sums[t * kChains + 1]);
+        store(task.out(m0 + t, n), mul(total, factor));
+    });
+}
+
+template <class Slabs>
+void slabs(const Task& task) {
+    for (int64_t n = task.n0; n < task.n1; n += kLanes) {
+        const Slab slab = slab_of(task.w, n, Slabs::kGroup);
+        const F factor = Slabs::factor(task, n);
+        int64_t m = 0;
+        for (; m + 4 <= task.num_tokens; m += 4) slab_tokens<Slabs, 4>(task, slab, n, m, factor);
+        switch (task.num_tokens - m) {
+            case 3: slab_tokens<Slabs, 3>(task, slab, n, m, factor); break;
+            case 2: slab_tokens<Slabs, 2>(task, slab, n, m, factor); break;
+            case 1: slab_tokens<Slabs, 1>(task, slab, n, m, factor); break;
+        }
+    }
+}
+
+}  // namespace
+}  // namespace m2::M2_ISA
