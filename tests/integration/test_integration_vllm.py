@@ -11,7 +11,6 @@ import os
 import re
 import signal
 import threading
-import time
 from collections.abc import Iterator
 from contextlib import AbstractContextManager
 from pathlib import Path
@@ -23,6 +22,7 @@ import pytest
 from openai import OpenAI
 from serving import Serving, serving
 from tiny_parrot import CALL, CONTENT, PIECES, REASONING, build_parrot
+from waiting import wait_for
 
 PYTHON = os.environ.get("M2_VLLM_PYTHON", "")
 START_DEADLINE_S = 600.0
@@ -269,10 +269,3 @@ def read_stream(server: Serving, events: list[str]) -> None:
     url = f"{server.url}/v1/completions"
     with httpx2.stream("POST", url, json=body, timeout=120) as response:
         events.extend(line[5:].strip() for line in response.iter_lines() if line[:5] == "data:")
-
-
-def wait_for(condition: Any, deadline_s: float = 60) -> None:
-    end = time.monotonic() + deadline_s
-    while not condition():
-        assert time.monotonic() < end, "the condition did not come true in time"
-        time.sleep(0.1)

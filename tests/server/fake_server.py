@@ -7,13 +7,13 @@ import contextlib
 import json
 import socket
 import threading
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
 import httpx2
 from fake_engine import FakeEngine, tiny_tokenizer
+from waiting import wait_for
 
 from m2serve.server.config import ServerConfig
 from m2serve.server.run import DrainingServer, bind, make_server
@@ -60,13 +60,6 @@ def sse(response: httpx2.Response) -> list[dict[str, Any] | str]:
     """Data of each event; "[DONE]" as text."""
     data = [line[6:] for line in response.text.splitlines() if line.startswith("data: ")]
     return [item if item == "[DONE]" else json.loads(item) for item in data]
-
-
-def wait_for(condition: Callable[[], object], deadline_s: float = 10) -> None:
-    end = time.monotonic() + deadline_s
-    while not condition():
-        assert time.monotonic() < end, "the condition did not come true in time"
-        time.sleep(0.01)
 
 
 @contextlib.contextmanager

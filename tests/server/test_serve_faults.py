@@ -3,7 +3,6 @@
 import json
 import signal
 import threading
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -12,6 +11,7 @@ import psutil
 import pytest
 from serving import Serving, serving
 from tiny import build_tiny
+from waiting import wait_for
 
 MODEL = "m"
 PROBE = {"model": MODEL, "prompt": "The sky is", "max_tokens": 16, "temperature": 0}
@@ -33,13 +33,6 @@ def server(folder: Path) -> Iterator[Serving]:
 def engine_process(server: Serving) -> psutil.Process:
     children = psutil.Process(server.process.pid).children(recursive=True)
     return next(c for c in children if "m2serve.engine.process" in c.cmdline())
-
-
-def wait_for(condition, deadline_s: float = 60) -> None:
-    end = time.monotonic() + deadline_s
-    while not condition():
-        assert time.monotonic() < end, "the condition did not come true in time"
-        time.sleep(0.05)
 
 
 def metric(server: Serving, name: str) -> float:

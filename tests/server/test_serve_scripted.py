@@ -8,38 +8,13 @@ import pytest
 from openai import OpenAI
 from serving import Serving, serving
 from tiny import build_tiny
+from tool_calls import CALLS, TOOLS
 
-CALLS = (
-    "The user wants two things.\nI call both tools.\n</think>\n\nOne moment.\n"
-    '<minimax:tool_call>\n<invoke name="get_weather">\n<parameter name="city">上海</parameter>\n'
-    '<parameter name="days">3</parameter>\n</invoke>\n'
-    '<invoke name="search">\n<parameter name="query">a "quoted" & <b>line</b>\nnext</parameter>\n'
-    "</invoke>\n</minimax:tool_call>"
-)
 ANSWER = "The results are in.\n</think>\n\nShanghai will be sunny."
 SCRIPT = [
     {"match": "weather", "completion": CALLS, "after_tool": False},
     {"match": "weather", "completion": ANSWER, "after_tool": True},
     {"match": "", "completion": "Just a greeting.\n</think>\n\nHello!"},
-]
-TOOLS = [
-    {
-        "type": "function",
-        "function": {
-            "name": "get_weather",
-            "parameters": {
-                "type": "object",
-                "properties": {"city": {"type": "string"}, "days": {"type": "integer"}},
-            },
-        },
-    },
-    {
-        "type": "function",
-        "function": {
-            "name": "search",
-            "parameters": {"type": "object", "properties": {"query": {"type": "string"}}},
-        },
-    },
 ]
 QUESTION = {"role": "user", "content": "What is the weather in Shanghai? Search, too."}
 

@@ -5,7 +5,6 @@ import signal
 import subprocess
 import sys
 import threading
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -15,6 +14,7 @@ import pytest
 from openai import OpenAI
 from serving import M2, Serving, free_port, run_m2, serving
 from tiny import build_tiny
+from waiting import wait_for
 
 PROBE = {"model": "m", "prompt": "The sky is", "max_tokens": 16, "temperature": 0}
 CALL = (
@@ -204,13 +204,6 @@ def read_stream(server: Serving, body: dict, events: list[str]) -> None:
     url = f"{server.url}/v1/completions"
     with httpx2.stream("POST", url, json=body, timeout=60) as response:
         events.extend(line[5:].strip() for line in response.iter_lines() if line[:5] == "data:")
-
-
-def wait_for(condition, deadline_s: float = 60) -> None:
-    end = time.monotonic() + deadline_s
-    while not condition():
-        assert time.monotonic() < end, "the condition did not come true in time"
-        time.sleep(0.05)
 
 
 @pytest.mark.parametrize(

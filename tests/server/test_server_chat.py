@@ -11,33 +11,8 @@ import pytest
 from fake_engine import MAX_MODEL_LEN, FakeEngine, says, tiny_tokenizer
 from fake_server import MODEL, FakeServer, fake_server, sse
 from openai import OpenAI
+from tool_calls import CALLS, TOOLS
 
-CALLS = (
-    "The user wants two things.\nI call both tools.\n</think>\n\nOne moment.\n"
-    '<minimax:tool_call>\n<invoke name="get_weather">\n<parameter name="city">上海</parameter>\n'
-    '<parameter name="days">3</parameter>\n</invoke>\n'
-    '<invoke name="search">\n<parameter name="query">a "quoted" & <b>line</b>\nnext</parameter>\n'
-    "</invoke>\n</minimax:tool_call>"
-)
-TOOLS: list[dict[str, Any]] = [
-    {
-        "type": "function",
-        "function": {
-            "name": "get_weather",
-            "parameters": {
-                "type": "object",
-                "properties": {"city": {"type": "string"}, "days": {"type": "integer"}},
-            },
-        },
-    },
-    {
-        "type": "function",
-        "function": {
-            "name": "search",
-            "parameters": {"type": "object", "properties": {"query": {"type": "string"}}},
-        },
-    },
-]
 QUESTION = {"role": "user", "content": "Weather?"}
 
 

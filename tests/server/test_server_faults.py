@@ -13,8 +13,9 @@ import httpx2
 import openai
 import pytest
 from fake_engine import FakeEngine, Say, goes_on, says, tiny_tokenizer
-from fake_server import MODEL, FakeServer, chat_body, fake_server, sse, wait_for
+from fake_server import MODEL, FakeServer, chat_body, fake_server, sse
 from openai import OpenAI
+from waiting import wait_for
 
 from m2serve.engine.client import EngineHealth
 from m2serve.errors import EngineDeadError, RequestError

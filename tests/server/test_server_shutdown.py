@@ -15,7 +15,7 @@ from typing import Any
 
 import httpx2
 import pytest
-from fake_server import wait_for
+from waiting import wait_for
 
 SCRIPT = Path(__file__).with_name("signalled_server.py")
 

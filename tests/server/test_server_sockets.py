@@ -9,7 +9,8 @@ from collections.abc import Iterator
 
 import pytest
 from fake_engine import says
-from fake_server import FakeServer, chat_body, fake_server, wait_for
+from fake_server import FakeServer, chat_body, fake_server
+from waiting import wait_for
 
 from m2serve.server import http_protocol
 

@@ -6,8 +6,8 @@ from rich.console import Console
 from rich.table import Table
 
 from m2serve.records import Estimate, Parallelism, Plan, RankMemory, Setting
+from m2serve.spec.units import GIB
 
-_GIB = 1 << 30
 _MAX_REJECTED = 8
 
 
@@ -71,7 +71,7 @@ def _memory(ranks: tuple[RankMemory, ...]) -> Table:
         free = rank.budget_bytes - rank.used_bytes
         sizes = [rank.term(key) for key in (*columns, "kv_cache")]
         sizes += [free, rank.budget_bytes, rank.usable_bytes]
-        table.add_row(name, rank.device, *(f"{size / _GIB:.2f}" for size in sizes))
+        table.add_row(name, rank.device, *(f"{size / GIB:.2f}" for size in sizes))
     return table
 
 

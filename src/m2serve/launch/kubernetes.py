@@ -20,8 +20,8 @@ from m2serve.launch.pod import pod_spec
 from m2serve.launch.shell import one_line
 from m2serve.launch.yaml_text import yaml_text
 from m2serve.records import Plan, Setting
+from m2serve.spec.units import GIB
 
-_GIB = 1 << 30
 _POD = {"nic": "eth0", "this_ip": "$(POD_IP)"}
 
 
@@ -61,7 +61,7 @@ def _comments(plan: Plan, options: LaunchOptions) -> list[str]:
 
 def _claim(plan: Plan, name: str) -> dict[str, Any]:
     """Room for the weights and a quarter more; written by every node of several."""
-    size = math.ceil(weights_bytes_per_node(plan) * plan.num_nodes * 1.25 / _GIB / 10) * 10
+    size = math.ceil(weights_bytes_per_node(plan) * plan.num_nodes * 1.25 / GIB / 10) * 10
     mode = "ReadWriteMany" if plan.num_nodes > 1 else "ReadWriteOnce"
     return {
         "apiVersion": "v1",

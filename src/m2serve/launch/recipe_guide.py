@@ -10,8 +10,7 @@ from m2serve.launch.placeholders import shell_word
 from m2serve.launch.replicas import front_argv, server_options
 from m2serve.launch.shell import engine_rows, one_line
 from m2serve.records import Plan, Setting
-
-_GIB = 1 << 30
+from m2serve.spec.units import GIB
 
 
 def guide_text(plan: Plan, options: LaunchOptions) -> str:
@@ -59,8 +58,8 @@ def _memory(plan: Plan) -> Iterator[str]:
     yield "|---|---|---|---|---|---|"
     seen = set()
     for rank in plan.ranks:
-        terms = [rank.term(name) / _GIB for name in ("weights", "overhead", "kv_cache")]
-        sizes = " | ".join(f"{size:.2f}" for size in (*terms, rank.budget_bytes / _GIB))
+        terms = [rank.term(name) / GIB for name in ("weights", "overhead", "kv_cache")]
+        sizes = " | ".join(f"{size:.2f}" for size in (*terms, rank.budget_bytes / GIB))
         row = f"| {rank.device} | {sizes} | |"
         if row not in seen:
             seen.add(row)

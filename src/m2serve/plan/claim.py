@@ -23,6 +23,7 @@ from m2serve.plan.settings import bare_settings
 from m2serve.plan.speed_model import model_flops
 from m2serve.records import Plan
 from m2serve.spec.cost import count_parameters
+from m2serve.spec.units import GIB
 from m2serve.spec.variants import Variant
 
 Judgement = Literal["impossible", "suspicious", "plausible", "slow"]
@@ -105,13 +106,13 @@ def _checkpoint_size(claimed: float, family: Sequence[Variant]) -> Verdict:
 
 def _distance(claimed: float, exact: int) -> float:
     """Relative, in GB or GiB, whichever is nearer: published figures do not say which."""
-    return min(abs(claimed * unit / exact - 1) for unit in (1e9, 2**30))
+    return min(abs(claimed * unit / exact - 1) for unit in (1e9, GIB))
 
 
 def _size(
     figure: str, claimed: float, exact: int, says: str, tolerance: float = _SIZE_TOLERANCE
 ) -> Verdict:
-    right = f"{says} {exact / 1e9:.2f} GB = {exact / 2**30:.2f} GiB"
+    right = f"{says} {exact / 1e9:.2f} GB = {exact / GIB:.2f} GiB"
     off = _distance(claimed, exact)
     if off <= tolerance:
         return Verdict(figure, "plausible", right)

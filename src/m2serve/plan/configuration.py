@@ -11,6 +11,7 @@ from m2serve.spec.cost import WeightBytes
 from m2serve.spec.engines import Engine, Kernel, find_engine
 from m2serve.spec.hardware import Accelerator, Hardware
 from m2serve.spec.shape import ModelShape
+from m2serve.spec.units import GIB
 from m2serve.spec.variants import Variant, dequantised
 
 
@@ -95,7 +96,7 @@ class Configuration:
         if self.kv_cache_dtype != "auto":
             parts.append(f"{self.kv_cache_dtype.upper()} KV cache")
         if self.cpu_offload_bytes:
-            parts.append(f"{self.cpu_offload_bytes / 2**30:.0f} GiB offloaded a device")
+            parts.append(f"{self.cpu_offload_bytes / GIB:.0f} GiB offloaded a device")
         return ", ".join(parts)
 
 

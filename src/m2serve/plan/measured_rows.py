@@ -19,13 +19,14 @@ from m2serve.plan.speed_model import SpeedPoint, dense_bytes, model_flops
 from m2serve.spec.cost import FP8_BLOCK, WeightBytes, kv_bytes_per_token, weight_bytes
 from m2serve.spec.hardware import Accelerator, load_accelerators
 from m2serve.spec.shape import ModelShape
+from m2serve.spec.units import GIB
 from m2serve.spec.variants import find_variant
 
 Cells = Mapping[str, str]
 REFERENCE = "MiniMaxAI/MiniMax-M2.5"
 _SUITE_GPU = "rtx-pro-6000"
 # Booked for what is neither weights nor KV cache: share of the memory, and bytes besides.
-_MEMORY_SHARE, _OVERHEAD_BYTES = 0.92, 6 * 2**30
+_MEMORY_SHARE, _OVERHEAD_BYTES = 0.92, 6 * GIB
 # Prompts of the suite are identical; beyond this, how much of the cache is read once is unknown.
 MAX_SHARED_CONTEXT = 250_000
 MIN_BATCH_GROWTH = (

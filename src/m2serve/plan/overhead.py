@@ -9,8 +9,8 @@ from __future__ import annotations
 
 from m2serve.records import MemoryTerm
 from m2serve.spec.shape import ModelShape
+from m2serve.spec.units import GIB
 
-GIB = 1 << 30
 SOURCE = "published remainders: 2xMI300X 6.8 GiB, 4xRTX Pro 6000 8.7 GiB, one device 3 to 4 GiB"
 # The published remainders lie within this share of the estimate.
 SPREAD = 0.25

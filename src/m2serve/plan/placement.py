@@ -7,8 +7,8 @@ import math
 from m2serve.plan.configuration import Configuration, sizes
 from m2serve.plan.memory import kv_bytes_per_token, plan_memory
 from m2serve.records import Parallelism
+from m2serve.spec.units import GIB
 
-GIB = 1 << 30
 # Pinned host memory a device when the host's size is not known; a third of 256 GiB on three cards.
 _UNKNOWN_HOST_SHARE = 64 * GIB
 _HOST_SHARE = 0.8

@@ -25,6 +25,7 @@ from m2serve.plan.run_records import Run
 from m2serve.records import Parallelism, Rejection, Workload
 from m2serve.spec.engines import Engine
 from m2serve.spec.hardware import Hardware
+from m2serve.spec.units import GIB
 from m2serve.spec.variants import Variant
 
 MAX_RUNNERS_UP = 5
@@ -228,4 +229,4 @@ def _some(names: Iterable[str]) -> str:
 
 
 def _gib(num_bytes: int) -> str:
-    return f"{num_bytes / 2**30:.1f}"
+    return f"{num_bytes / GIB:.1f}"

@@ -12,6 +12,7 @@ from m2serve.plan.settings_shared import (
     node_settings,
     parser_settings,
 )
+from m2serve.spec.units import GIB
 from m2serve.spec.versions import Version, is_within
 
 RECIPE = "vllm-project/recipes 8959cf6, M2.5.yaml"
@@ -63,7 +64,7 @@ def _memory(c: Configuration) -> Settings:
         reason = "half the bytes a token; check tool calls and long contexts after switching"
         settings += flag(c, "kv_cache_dtype", c.kv_cache_dtype, reason, SEARCH)
     if c.cpu_offload_bytes:
-        size = round(c.cpu_offload_bytes / 2**30)
+        size = round(c.cpu_offload_bytes / GIB)
         reason = f"each card leaves {size} GiB of weights in pinned host memory"
         settings += flag(c, "cpu_offload_gb", size, reason, CARD)
     return settings

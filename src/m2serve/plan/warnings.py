@@ -12,8 +12,8 @@ from m2serve.plan.run_records import Run
 from m2serve.records import Workload
 from m2serve.spec.cost import active_bytes_per_token
 from m2serve.spec.hardware import Hardware
+from m2serve.spec.units import GIB
 
-_GIB = 1 << 30
 _HOST_RAM_TO_LOAD_GIB = 64
 
 
@@ -80,7 +80,7 @@ def _memory(candidate: Candidate, workload: Workload) -> Iterator[str]:
             f"{cure}."
         )
     if c.cpu_offload_bytes:
-        host = c.cpu_offload_bytes * c.devices_per_node / _GIB
+        host = c.cpu_offload_bytes * c.devices_per_node / GIB
         yield f"Each node pins {host:.0f} GiB of host memory, and every step reads it over the bus."
 
 
@@ -179,7 +179,7 @@ def _draft(candidate: Candidate) -> Iterator[str]:
 def _loading(candidate: Candidate) -> Iterator[str]:
     c = candidate.configuration
     known = c.hardware.host_memory_bytes
-    if c.engine.name == "sglang" and (not known or known < _HOST_RAM_TO_LOAD_GIB * _GIB):
+    if c.engine.name == "sglang" and (not known or known < _HOST_RAM_TO_LOAD_GIB * GIB):
         yield (
             f"SGLang stages weights in host memory: with less than {_HOST_RAM_TO_LOAD_GIB} GiB the "
             "scheduler is killed while loading (exit code -9)."

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 from fake_upstream import Die, FakeUpstream, Json, Pause, Step, counts_up, vllm_chunk, vllm_usage
+from waiting import until
 
 from m2serve.engine.request import EngineOutput, EngineRequest, SamplingParams
 from m2serve.engine.upstream import UpstreamEngine, UpstreamModel
@@ -34,12 +35,6 @@ async def collect(engine: UpstreamEngine, one: EngineRequest) -> list[EngineOutp
     return [output async for output in engine.generate(one)]
 
 
-async def wait_for(condition: Callable[[], object]) -> None:
-    async with asyncio.timeout(10):
-        while not condition():
-            await asyncio.sleep(0.005)
-
-
 @contextlib.asynccontextmanager
 async def running(*upstreams: FakeUpstream, **options: Any) -> AsyncIterator[UpstreamEngine]:
     """An engine that is ready in front of the upstreams; at the end nothing must be left open."""
@@ -49,13 +44,13 @@ async def running(*upstreams: FakeUpstream, **options: Any) -> AsyncIterator[Ups
     engine = UpstreamEngine(urls, MODEL, lambda ids: f"<{ids}>", times=TIMES, **options)
     try:
         await asyncio.wait_for(engine.wait_ready(), 10)
-        await wait_for(lambda: all(upstream.num_probes for upstream in upstreams))
+        await until(lambda: all(upstream.num_probes for upstream in upstreams))
         yield engine
     finally:
         await engine.close()
         for upstream in upstreams:
             upstream.die()
-        await wait_for(lambda: not any(upstream.num_open for upstream in upstreams))
+        await until(lambda: not any(upstream.num_open for upstream in upstreams))
 
 
 def run(test: Callable[[], Coroutine[Any, Any, None]]) -> Callable[[], None]:
@@ -85,7 +80,7 @@ async def test_an_answer_is_streamed() -> None:
 @run
 async def test_ready_is_a_token_and_info_is_the_upstreams_context() -> None:
     async with running(FakeUpstream(), FakeUpstream(max_model_len=None)) as engine:
-        await wait_for(lambda: engine.info.max_model_len == 1000)
+        await until(lambda: engine.info.max_model_len == 1000)
         assert engine.info.device == "vllm"
         assert (engine.info.vocab_size, engine.info.used_vocab_size) == (5000, 4900)
         assert engine.health().ready
@@ -104,7 +99,7 @@ async def test_healthy_is_not_ready() -> None:
     await upstream.start()
     engine = UpstreamEngine([upstream.url], MODEL, str, times=TIMES)
     await engine.start()
-    await wait_for(lambda: upstream.num_probes > 2)
+    await until(lambda: upstream.num_probes > 2)
     health = engine.health()
     assert (health.state, health.ready, health.alive) == ("starting", False, True)
     assert "EngineCore" in health.detail
@@ -125,7 +120,7 @@ async def test_an_upstream_that_starts_later_is_waited_for() -> None:
     upstream = FakeUpstream(port=port)
     engine = UpstreamEngine([upstream.url], MODEL, str, times=TIMES)
     waiting = asyncio.create_task(engine.wait_ready())
-    await wait_for(lambda: "no answer" in engine.health().detail)
+    await until(lambda: "no answer" in engine.health().detail)
     await upstream.start()
     assert (await asyncio.wait_for(waiting, 10)).max_model_len == 1000
     await engine.close()
@@ -178,7 +173,7 @@ async def test_a_death_in_mid_stream_ends_the_request_and_is_seen() -> None:
         assert (await anext(outputs)).token_ids == [100]
         with pytest.raises(EngineDeadError):
             await anext(outputs)
-        await wait_for(lambda: not engine.health().ready)
+        await until(lambda: not engine.health().ready)
         assert engine.health().state == "restarting"
         with pytest.raises(EngineDeadError):
             await collect(engine, request())
@@ -199,7 +194,7 @@ async def test_an_error_event_in_mid_stream_ends_the_request() -> None:
         with pytest.raises(EngineDeadError, match="EngineCore died"):
             await collect(engine, request())
         # The engine generates all the same, so it stays up after a second look.
-        await wait_for(lambda: upstream.num_probes > 1)
+        await until(lambda: upstream.num_probes > 1)
         assert engine.health().ready
 
 
@@ -216,7 +211,7 @@ async def test_an_upstream_that_hangs_is_given_up() -> None:
     upstream = FakeUpstream(script=lambda body: [vllm_chunk([100]), Pause(), *counts_up(body)])
     async with running(upstream) as engine:
         stream = asyncio.create_task(collect(engine, request()))
-        await wait_for(lambda: engine.stats().num_running_reqs == 1)
+        await until(lambda: engine.stats().num_running_reqs == 1)
         upstream.health = None
         with pytest.raises(EngineDeadError, match="did not answer"):
             await stream
@@ -231,7 +226,7 @@ async def test_leaving_a_stream_closes_its_connection() -> None:
         assert (await anext(outputs)).token_ids == [100]
         assert engine.stats().num_running_reqs == 1
         await outputs.aclose()
-        await wait_for(lambda: upstream.num_left == 1)
+        await until(lambda: upstream.num_left == 1)
         assert upstream.num_open == 0
         assert engine.stats().num_running_reqs == 0
 
@@ -241,10 +236,10 @@ async def test_a_cancelled_wait_for_the_first_token_closes_the_connection() -> N
     upstream = FakeUpstream(script=lambda body: [Pause()])
     async with running(upstream) as engine:
         task = asyncio.create_task(collect(engine, request()))
-        await wait_for(lambda: upstream.num_open == 1)
+        await until(lambda: upstream.num_open == 1)
         assert engine.stats().num_waiting_reqs == 1
         task.cancel()
-        await wait_for(lambda: upstream.num_left == 1)
+        await until(lambda: upstream.num_left == 1)
         assert engine.stats().num_waiting_reqs == 0
         assert engine.health().ready
 
@@ -307,17 +302,17 @@ async def test_a_death_fails_nothing_that_waits_and_the_dead_comes_back() -> Non
     ]
     async with running(*upstreams) as engine:
         tasks = [asyncio.create_task(collect(engine, request([i + 1]))) for i in range(12)]
-        await wait_for(lambda: sum(upstream.num_open for upstream in upstreams) == 12)
+        await until(lambda: sum(upstream.num_open for upstream in upstreams) == 12)
         assert min(upstream.num_open for upstream in upstreams) >= 4
         upstreams[0].die()
-        await wait_for(lambda: upstreams[1].num_open == 12)
+        await until(lambda: upstreams[1].num_open == 12)
         pause.event.set()
         answers = await asyncio.gather(*tasks)
         assert all(outputs[-1].finish_reason == "length" for outputs in answers)
         assert engine.health().ready
         num_probes = upstreams[0].num_probes
         await upstreams[0].start()
-        await wait_for(lambda: upstreams[0].num_probes > num_probes and not engine.health().detail)
+        await until(lambda: upstreams[0].num_probes > num_probes and not engine.health().detail)
 
 
 @run
@@ -330,10 +325,10 @@ async def test_what_streams_from_the_dead_fails_and_what_streams_from_the_living
     upstreams = [FakeUpstream(script=script), FakeUpstream(script=script)]
     async with running(*upstreams) as engine:
         tasks = [asyncio.create_task(collect(engine, request([i + 1]))) for i in range(10)]
-        await wait_for(lambda: engine.stats().num_running_reqs == 10)
+        await until(lambda: engine.stats().num_running_reqs == 10)
         num_dying = upstreams[0].num_open
         upstreams[0].die()
-        await wait_for(lambda: engine.stats().num_running_reqs == 10 - num_dying)
+        await until(lambda: engine.stats().num_running_reqs == 10 - num_dying)
         pause.event.set()
         results = await asyncio.gather(*tasks, return_exceptions=True)
         failed = [result for result in results if isinstance(result, Exception)]

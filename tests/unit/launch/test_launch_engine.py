@@ -14,6 +14,7 @@ from pathlib import Path
 
 import psutil
 import pytest
+from waiting import until
 
 from m2serve.engine.request import EngineRequest, SamplingParams
 from m2serve.engine.upstream import UpstreamEngine, UpstreamModel
@@ -61,7 +62,7 @@ async def launched(
         yield engine, process
     finally:
         await engine.close()
-        await wait_for(lambda: not alive(folder / "log"))
+        await until(lambda: not alive(folder / "log"))
 
 
 def pids(log: Path) -> list[int]:
@@ -79,12 +80,6 @@ def is_alive(pid: int) -> bool:
         return psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
     except psutil.NoSuchProcess:
         return False
-
-
-async def wait_for(condition: Callable[[], object], deadline_s: float = 20) -> None:
-    async with asyncio.timeout(deadline_s):
-        while not condition():
-            await asyncio.sleep(0.02)
 
 
 def engine_pid() -> int:
@@ -113,7 +108,7 @@ def test_progress_is_read_from_the_log(tmp_path: Path) -> None:
     async def test() -> None:
         async with launched(tmp_path, "--slow") as (engine, _):
             await engine.start()
-            await wait_for(lambda: engine.health().progress == 0.5)
+            await until(lambda: engine.health().progress == 0.5)
             health = engine.health()
             assert (health.state, health.ready, health.alive) == ("starting", False, True)
             assert str(tmp_path / "log") in health.detail
@@ -141,7 +136,7 @@ def test_a_program_that_does_not_exist(tmp_path: Path) -> None:
     async def test() -> None:
         process = EngineProcess(["/no/such/program"], {}, tmp_path / "log")
         process.start()
-        await wait_for(lambda: process.poll() is not None)
+        await until(lambda: process.poll() is not None)
         assert process.poll() == 127
         assert "/no/such/program cannot be started" in process.tail()
         await process.stop()
@@ -154,12 +149,12 @@ def test_a_death_is_the_end_unless_it_is_to_be_started_again(tmp_path: Path) -> 
         async with launched(tmp_path) as (engine, _):
             await asyncio.wait_for(engine.wait_ready(), 30)
             os.kill(engine_pid(), signal.SIGKILL)
-            await wait_for(lambda: engine.health().state == "dead")
+            await until(lambda: engine.health().state == "dead")
             assert not engine.health().alive
             assert "signal 9" in engine.health().detail
             with pytest.raises(EngineDeadError):
                 await anext(engine.generate(REQUEST))
-            await wait_for(lambda: not alive(tmp_path / "log"))
+            await until(lambda: not alive(tmp_path / "log"))
 
     asyncio.run(test())
 
@@ -169,9 +164,9 @@ def test_it_is_started_again(tmp_path: Path) -> None:
         async with launched(tmp_path, restart=True) as (engine, _):
             await asyncio.wait_for(engine.wait_ready(), 30)
             os.kill(engine_pid(), signal.SIGKILL)
-            await wait_for(lambda: not engine.health().ready)
+            await until(lambda: not engine.health().ready)
             assert engine.health().alive
-            await wait_for(lambda: engine.health().ready)
+            await until(lambda: engine.health().ready)
             assert len([output async for output in engine.generate(REQUEST)]) == 3
             assert len(pids(tmp_path / "log")) == 2
             assert len(alive(tmp_path / "log")) == 1

@@ -7,8 +7,9 @@ import pytest
 from m2serve.plan.configuration import Configuration
 from m2serve.plan.departures import departures_from
 from m2serve.plan.plan import choose, make_plan
-from m2serve.records import Plan, Workload
+from m2serve.records import Plan
 from m2serve.spec.deployments import Deployment, find_deployment, load_deployments
+from scripts.make_deployments_page import workload_of
 
 BASE_IDS = [f"D{number}" for number in range(1, 18)]
 THROUGHPUT_FROM = 64
@@ -69,19 +70,6 @@ EXPECTED = {
     },
     "D17": {NO_CODE, SPLIT},
 }
-
-
-def workload_of(deployment: Deployment) -> Workload:
-    """As published; what a document does not say is the plan's default, within its context."""
-    room = (deployment.max_model_len or 4096) - 512
-    return Workload(
-        max_model_len=deployment.max_model_len,
-        concurrency=deployment.concurrency or 8,
-        input_len=deployment.input_len or min(2048, room),
-        output_len=deployment.output_len or 512,
-        prefix_hit=deployment.prefix_hit,
-        objective="throughput" if deployment.concurrency >= THROUGHPUT_FROM else "latency",
-    )
 
 
 def plan_of(deployment: Deployment, hardware: str = "") -> Plan:

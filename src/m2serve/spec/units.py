@@ -1,0 +1,5 @@
+"""Sizes of memory."""
+
+from __future__ import annotations
+
+GIB = 1 << 30
