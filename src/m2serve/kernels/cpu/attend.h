@@ -18,57 +18,84 @@ inline F larger(F a, F b) {
     return (F)most;
 }
 
-// scores[r * kTileKeys + j] of R rows and K keys.
-template <int R, int K>
-inline void dots(const float* q, int64_t padded, const float* const* keys, float* scores) {
-    F acc[R][K];
-    for (auto& row : acc) {
-        for (F& one : row) one = zero();
+// Cache lines to ask for, one by one between other work: many at once would wait for one another.
+class Lines {
+  public:
+    void add(const uint8_t* from, int64_t bytes) {
+        for (int64_t b = 0; b < bytes && end_ < kMost; b += 64) lines_[end_++] = from + b;
     }
-    for (int64_t d = 0; d < padded; d += kLanes) {
-        F key[K];
-        for (int j = 0; j < K; ++j) key[j] = load(keys[j] + d);
-        for (int r = 0; r < R; ++r) {
-            const F value = load(q + r * padded + d);
-            for (int j = 0; j < K; ++j) acc[r][j] = fma(value, key[j], acc[r][j]);
-        }
+    void ask() {
+        if (next_ < end_) __builtin_prefetch(lines_[next_++]);
     }
-    for (int r = 0; r < R; ++r) {
-        for (int j = 0; j < K; ++j) scores[r * kTileKeys + j] = sum(acc[r][j]);
+    void clear() { next_ = end_ = 0; }
+
+  private:
+    static constexpr int kMost = 512;
+    const uint8_t* lines_[kMost];
+    int next_ = 0, end_ = 0;
+};
+
+// scores[r * kTileKeys + j] of R rows and the kTurned keys in `tile`. A lane is a key, so that nothing
+// is summed across lanes.
+template <int R>
+inline void dots(const float* q, int64_t padded, int64_t dims, const float* tile, float* scores,
+                 Lines& lines) {
+    F acc[R][2];
+    each<R>([&](auto r) { acc[r][0] = acc[r][1] = zero(); });
+    for (int64_t d = 0; d < dims; ++d) {
+        lines.ask();
+        const F low = load(tile + d * kTurned), high = load(tile + d * kTurned + kLanes);
+        each<R>([&](auto r) {
+            const F value = splat(q[r * padded + d]);
+            acc[r][0] = fma(value, low, acc[r][0]);
+            acc[r][1] = fma(value, high, acc[r][1]);
+        });
     }
+    each<R>([&](auto r) {
+        store(scores + r * kTileKeys, acc[r][0]);
+        store(scores + r * kTileKeys + kLanes, acc[r][1]);
+    });
 }
 
-template <int R>
-inline void score_rows(const float* q, int64_t padded, const float* const* keys, int64_t num_keys,
-                       float* scores) {
-    int64_t j = 0;
-    for (; j + 2 <= num_keys; j += 2) dots<R, 2>(q, padded, keys + j, scores + j);
-    if (j < num_keys) dots<R, 1>(q, padded, keys + j, scores + j);
+// Two vectors of floats of the pass at byte b of every value, from `part` on, for R rows:
+// acc = acc * alpha + sum of p[j] * values[j].
+template <int32_t format, int R, int part>
+inline void weigh_unit(const float* p, const float* alpha, const uint8_t* const* values,
+                       int64_t num_keys, int64_t b, int64_t padded, float* acc) {
+    constexpr int kCount = 2;
+    F total[R][kCount];
+    float* to = acc + (b / kBytes * kParts<format> + part) * kLanes;
+    each<R>([&](auto r) {
+        const F factor = splat(alpha[r]);
+        each<kCount>([&](auto i) {
+            total[r][i] = mul(load(to + r * padded + i * kLanes), factor);
+        });
+    });
+    for (int64_t j = 0; j < num_keys; ++j) {
+        F value[kCount];
+        each<kCount>([&](auto i) {
+            constexpr int one = part + i;  // of the numbers of a unit, or a unit of its own
+            const I unit = load_bytes(values[j] + b + one / kParts<format> * kBytes);
+            value[i] = kv_part<format, one % kParts<format>>(unit);
+        });
+        each<R>([&](auto r) {
+            const F weight = splat(p[r * kTileKeys + j]);
+            each<kCount>([&](auto i) { total[r][i] = fma(weight, value[i], total[r][i]); });
+        });
+    }
+    each<R>([&](auto r) {
+        each<kCount>([&](auto i) { store(to + r * padded + i * kLanes, total[r][i]); });
+    });
 }
 
-// acc = acc * alpha + sum of p[j] * values[j], for R rows.
-template <int R>
-inline void weigh_rows(const float* p, const float* alpha, const float* const* values,
-                       int64_t num_keys, int64_t padded, float* acc) {
-    for (int64_t d = 0; d < padded; d += 2 * kLanes) {
-        F total[R][2];
-        for (int r = 0; r < R; ++r) {
-            const F factor = splat(alpha[r]);
-            total[r][0] = mul(load(acc + r * padded + d), factor);
-            total[r][1] = mul(load(acc + r * padded + d + kLanes), factor);
-        }
-        for (int64_t j = 0; j < num_keys; ++j) {
-            const F low = load(values[j] + d);
-            const F high = load(values[j] + d + kLanes);
-            for (int r = 0; r < R; ++r) {
-                const F weight = splat(p[r * kTileKeys + j]);
-                total[r][0] = fma(weight, low, total[r][0]);
-                total[r][1] = fma(weight, high, total[r][1]);
-            }
-        }
-        for (int r = 0; r < R; ++r) {
-            store(acc + r * padded + d, total[r][0]);
-            store(acc + r * padded + d + kLanes, total[r][1]);
+// The same for all of every value. acc has unit after unit, part after part.
+template <int32_t format, int R>
+inline void weigh_rows(const float* p, const float* alpha, const uint8_t* const* values,
+                       int64_t num_keys, int64_t bytes, int64_t padded, float* acc) {
+    for (int64_t b = 0; b < bytes; b += kPassBytes<format>) {
+        weigh_unit<format, R, 0>(p, alpha, values, num_keys, b, padded, acc);
+        if constexpr (kParts<format> == 4) {
+            weigh_unit<format, R, 2>(p, alpha, values, num_keys, b, padded, acc);
         }
     }
 }
@@ -88,16 +115,14 @@ inline void in_groups(int64_t rows, const Run& run) {
     if (r < rows) run(Group<1>{}, r);
 }
 
-// Scores become weights relative to the new maximum; returns what the old sums are multiplied with.
-inline float soften(float* scores, int64_t num_keys, float* max, float* total) {
+// The scores of the keys seen become weights relative to the new maximum, all others up to num_keys
+// 0; returns what the old sums are multiplied with.
+inline float soften(float* scores, int64_t seen, int64_t num_keys, float* max, float* total) {
     const int64_t whole = (num_keys + kLanes - 1) / kLanes * kLanes;
-    for (int64_t j = num_keys; j < whole; ++j) scores[j] = -__builtin_inff();
+    for (int64_t j = seen; j < whole; ++j) scores[j] = -__builtin_inff();
     F most = splat(*max);
     for (int64_t j = 0; j < whole; j += kLanes) most = larger(load(scores + j), most);
-    float lanes[kLanes];
-    store(lanes, most);
-    float next = *max;
-    for (const float lane : lanes) next = lane > next ? lane : next;
+    const float next = largest(most);
     // While every score is -inf any finite reference will do.
     const float reference = next == -__builtin_inff() ? 0.0f : next;
     const F shift = splat(-reference);
@@ -107,23 +132,28 @@ inline float soften(float* scores, int64_t num_keys, float* max, float* total) {
         store(scores + j, weight);
         sums = add(sums, weight);
     }
-    store(lanes, exponential(splat(*max - reference)));
-    *total = *total * lanes[0] + sum(sums);
+    float alpha[kLanes];
+    store(alpha, exponential(splat(*max - reference)));
+    *total = *total * alpha[0] + sum(sums);
     *max = next;
-    return lanes[0];
+    return alpha[0];
 }
 
 struct AttendScratch {
-    float* tile;    // [kTileKeys, padded]
+    float* tile;    // turned keys [padded, kTurned], then values that are no whole units
     float* scores;  // [rows, kTileKeys]
     float* alpha;   // [rows]
 };
+inline int64_t tile_floats(int64_t padded) {
+    return padded * (kTurned > kTileKeys ? kTurned : kTileKeys);
+}
 inline AttendScratch attend_scratch(void* memory, int64_t rows, int64_t padded) {
     auto* tile = static_cast<float*>(memory);
-    return {tile, tile + kTileKeys * padded, tile + kTileKeys * (padded + rows)};
+    float* scores = tile + tile_floats(padded);
+    return {tile, scores, scores + kTileKeys * rows};
 }
 int64_t attend_scratch_bytes(int64_t rows, int64_t head_dim) {
-    return 4 * (kTileKeys * (padded_head(head_dim) + rows) + rows);
+    return 4 * (tile_floats(padded_head(head_dim)) + (kTileKeys + 1) * rows);
 }
 
 // Calls run(first row, rows, keys they see) over the tokens that see any of the tile's keys: those
@@ -142,37 +172,112 @@ inline void by_sight(const QueryRows& rows, int64_t first_key, int64_t num_keys,
     }
 }
 
-void attend(const HeadCache& cache, int64_t first, int64_t end, const QueryRows& rows,
-            void* memory) {
+// Where the vectors of one tile lie.
+struct Tile {
+    HeadCache cache;
+    int64_t count;
+    int64_t places[kTileKeys];  // behind the count any place will do
+
+    void find(const HeadKeys& keys, int64_t first, int64_t end) {
+        cache = keys.cache;
+        const int64_t left = end - first;
+        count = left < 0 ? 0 : left < kTileKeys ? left : kTileKeys;
+        find_places(cache, first, count, places);
+    }
+};
+
+// The scores of the rows from first_row on and the keys of a tile; asks for what lies ahead.
+template <int32_t format>
+inline void score_tile(const Tile& tile, const Tile& ahead, const QueryRows& rows,
+                       int64_t first_row, const AttendScratch& scratch) {
+    const HeadCache& cache = tile.cache;
+    const int64_t padded = padded_head(cache.head_dim);
+    const HeadVectors keys(cache, cache.keys);
+    const HeadVectors next_keys(ahead.cache, ahead.cache.keys);
+    const HeadVectors next_values(ahead.cache, ahead.cache.values);
+    Lines lines;
+    for (int64_t j = 0; j < tile.count; j += kTurned) {
+        lines.clear();
+        for (int64_t i = j; i < j + kTurned && i < ahead.count; ++i) {
+            lines.add(next_keys.at(ahead.places[i]), next_keys.bytes);
+            lines.add(next_values.at(ahead.places[i]), next_values.bytes);
+        }
+        turn_keys<format>(keys, tile.places + j, scratch.tile);
+        turn_keys<format>(keys, tile.places + j + kLanes, scratch.tile + kLanes);
+        in_groups(rows.count() - first_row, [&](auto group, int64_t r) {
+            const int64_t row = first_row + r;
+            dots<decltype(group)::kRows>(rows.q + row * padded, padded, cache.head_dim,
+                                         scratch.tile, scratch.scores + row * kTileKeys + j, lines);
+        });
+    }
+    if constexpr (format == M2_KV_INT8) {
+        for (int64_t r = first_row; r < rows.count(); ++r) {
+            float* scores = scratch.scores + r * kTileKeys;
+            for (int64_t j = 0; j < tile.count; ++j) scores[j] *= cache.key_scales[tile.places[j]];
+        }
+    }
+}
+
+template <int32_t format>
+void attend_to(const HeadKeys& range, const HeadKeys& next, const QueryRows& rows, void* memory) {
+    const HeadCache& cache = range.cache;
     const int64_t padded = padded_head(cache.head_dim);
     const AttendScratch scratch = attend_scratch(memory, rows.count(), padded);
+    const HeadVectors values(cache, cache.values);
     const int64_t last = rows.first_position + rows.num_tokens;
-    const int64_t seen_end = end < last ? end : last;
-    for (int64_t key = first; key < seen_end; key += kTileKeys) {
-        const int64_t num_keys = seen_end - key < kTileKeys ? seen_end - key : kTileKeys;
-        const int64_t next = seen_end - key - num_keys;
-        const float* vectors[kTileKeys];
-        prefetch_heads(cache, cache.values, key, num_keys);
-        load_heads(cache, cache.keys, cache.key_scales, key, num_keys, scratch.tile, vectors);
-        by_sight(rows, key, num_keys, [&](int64_t row, int64_t count, int64_t seen) {
-            in_groups(count, [&](auto group, int64_t r) {
-                score_rows<decltype(group)::kRows>(rows.q + (row + r) * padded, padded, vectors,
-                                                   seen, scratch.scores + (row + r) * kTileKeys);
-            });
-            for (int64_t r = row; r < row + count; ++r) {
-                scratch.alpha[r] = soften(scratch.scores + r * kTileKeys, seen, rows.max + r,
-                                          rows.sum + r);
+    const int64_t seen_end = range.end < last ? range.end : last;
+    Tile tiles[2] = {};
+    tiles[0].find(range, range.first, seen_end);
+    int now = 0;
+    for (int64_t key = range.first; key < seen_end; key += kTileKeys, now = 1 - now) {
+        const Tile& tile = tiles[now];
+        Tile& ahead = tiles[1 - now];
+        ahead.find(range, key + kTileKeys, seen_end);
+        if (ahead.count == 0) ahead.find(next, next.first, next.end < last ? next.end : last);
+        const int64_t hidden = key - rows.first_position;  // tokens that see none of them
+        const int64_t first_row = hidden > 0 ? hidden * rows.heads : 0;
+        score_tile<format>(tile, ahead, rows, first_row, scratch);
+        for (int64_t r = first_row; r < rows.count(); ++r) {
+            const int64_t sight = rows.first_position + r / rows.heads + 1 - key;
+            float* scores = scratch.scores + r * kTileKeys;
+            scratch.alpha[r] = soften(scores, sight < tile.count ? sight : tile.count, tile.count,
+                                      rows.max + r, rows.sum + r);
+            if constexpr (format == M2_KV_INT8) {
+                for (int64_t j = 0; j < tile.count; ++j) {
+                    scores[j] *= cache.value_scales[tile.places[j]];
+                }
             }
-        });
-        prefetch_heads(cache, cache.keys, key + num_keys, next < kTileKeys ? next : kTileKeys);
-        load_heads(cache, cache.values, cache.value_scales, key, num_keys, scratch.tile, vectors);
-        by_sight(rows, key, num_keys, [&](int64_t row, int64_t count, int64_t seen) {
+        }
+        const uint8_t* vectors[kTileKeys];
+        find_values<format>(values, tile.places, tile.count,
+                            reinterpret_cast<uint8_t*>(scratch.tile), vectors);
+        by_sight(rows, key, tile.count, [&](int64_t row, int64_t count, int64_t seen) {
             in_groups(count, [&](auto group, int64_t r) {
-                weigh_rows<decltype(group)::kRows>(scratch.scores + (row + r) * kTileKeys,
-                                                   scratch.alpha + row + r, vectors, seen, padded,
-                                                   rows.acc + (row + r) * padded);
+                weigh_rows<format, decltype(group)::kRows>(
+                    scratch.scores + (row + r) * kTileKeys, scratch.alpha + row + r, vectors, seen,
+                    values.bytes, padded, rows.acc + (row + r) * padded);
             });
         });
+    }
+}
+
+void attend(const HeadKeys& keys, const HeadKeys& next, const QueryRows& rows, void* memory) {
+    switch (keys.cache.format) {
+        case M2_KV_F32: return attend_to<M2_KV_F32>(keys, next, rows, memory);
+        case M2_KV_BF16: return attend_to<M2_KV_BF16>(keys, next, rows, memory);
+        case M2_KV_INT8: return attend_to<M2_KV_INT8>(keys, next, rows, memory);
+        default: return attend_to<M2_KV_FP8>(keys, next, rows, memory);
+    }
+}
+
+// From units and parts.
+void order_dims(int32_t format, float* acc, int64_t padded) {
+    const int64_t parts = 4 / kv_element_bytes(format), unit = parts * kLanes;
+    if (parts == 1) return;
+    float turned[4 * kLanes];
+    for (int64_t d = 0; d < padded; d += unit) {
+        for (int64_t i = 0; i < unit; ++i) turned[i] = acc[d + i % parts * kLanes + i / parts];
+        std::memcpy(acc + d, turned, static_cast<size_t>(unit) * 4);
     }
 }
 

@@ -16,6 +16,8 @@ constexpr int64_t kMostPieces = 32;
 constexpr int64_t kItemRows = 48;
 // What two threads write lies on different cache lines.
 constexpr int64_t kLineFloats = 16;
+// Of decoding sequences, so that threads share them evenly.
+constexpr int64_t kUnitsPerThread = 2;
 
 int64_t round_up(int64_t value, int64_t to) { return (value + to - 1) / to * to; }
 
@@ -42,7 +44,6 @@ void AttentionPlan::make(const m2_batch& batch, int64_t query_heads, int64_t kv_
     items_.clear();
     splits_.clear();
     num_partials_ = 0;
-    most_rows_ = group_;
     for (int64_t s = 0; s < batch.num_sequences; ++s) {
         const int64_t row = batch.query_start_loc[s];
         const int64_t count = batch.query_start_loc[s + 1] - row;
@@ -57,14 +58,36 @@ void AttentionPlan::make(const m2_batch& batch, int64_t query_heads, int64_t kv_
             const int64_t tokens = std::min(step, count - start);
             const int64_t position = context - count + start;
             items_.push_back({s, row + start, tokens, position, 0, position + tokens, -1});
-            most_rows_ = std::max(most_rows_, tokens * group_);
         }
     }
     state_floats_ = round_up(group_ * (padded_ + 2), kLineFloats);
     partials_.resize(static_cast<size_t>(num_partials_ * kv_heads_ * state_floats_));
-    const int64_t attend_floats = best_token_kernels()->attend_scratch_bytes(most_rows_, head_dim) / 4;
+    cut_into_units();
+    int64_t rows = 0;
+    most_rows_ = 0;
+    for (const Unit& unit : units_) {
+        rows = std::max(rows, unit.item.num_tokens * group_);
+        most_rows_ = std::max(most_rows_, unit.num_heads * unit.item.num_tokens * group_);
+    }
+    const int64_t attend_floats = best_token_kernels()->attend_scratch_bytes(rows, head_dim) / 4;
     scratch_floats_ = round_up(most_rows_ * (2 * padded_ + 2) + attend_floats, kLineFloats);
     scratch_.resize(static_cast<size_t>(num_threads() * scratch_floats_));
+}
+
+void AttentionPlan::cut_into_units() {
+    const auto is_piece = [](const Item& item) { return item.num_tokens == 1; };
+    const int64_t pieces = std::count_if(items_.begin(), items_.end(), is_piece);
+    int64_t together = kv_heads_;
+    while (together > 1 && pieces * (kv_heads_ / together) < kUnitsPerThread * num_threads()) {
+        do {
+            --together;
+        } while (kv_heads_ % together != 0);
+    }
+    units_.clear();
+    for (const Item& item : items_) {
+        const int64_t heads = is_piece(item) ? together : 1;
+        for (int64_t h = 0; h < kv_heads_; h += heads) units_.push_back({item, h, heads});
+    }
 }
 
 void AttentionPlan::add_decode(int64_t sequence, int64_t row, int64_t context) {
@@ -88,9 +111,8 @@ float* AttentionPlan::partial_of(int64_t partial, int64_t head) {
 
 void AttentionPlan::run(const m2_kv_cache& cache, const m2_batch& batch, const float* q,
                         float* out) {
-    const auto num_items = static_cast<int64_t>(items_.size());
-    parallel_for(num_items * kv_heads_, [&](int64_t i, int thread) {
-        run_item(items_[static_cast<size_t>(i / kv_heads_)], i % kv_heads_, cache, batch, q, out,
+    parallel_for(static_cast<int64_t>(units_.size()), [&](int64_t i, int thread) {
+        run_unit(units_[static_cast<size_t>(i)], cache, batch, q, out,
                  scratch_.data() + thread * scratch_floats_);
     });
     const auto num_splits = static_cast<int64_t>(splits_.size());
@@ -100,45 +122,81 @@ void AttentionPlan::run(const m2_kv_cache& cache, const m2_batch& batch, const f
     });
 }
 
-void AttentionPlan::run_item(const Item& item, int64_t head, const m2_kv_cache& cache,
-                             const m2_batch& batch, const float* q, float* out, float* scratch) {
-    const TokenKernels& kernels = *best_token_kernels();
-    const int64_t rows = item.num_tokens * group_;
-    const int64_t q_size = query_heads_ * head_dim_;
-    float* scaled = scratch;
-    float* state = item.partial < 0 ? scaled + most_rows_ * padded_ : partial_of(item.partial, head);
-    float* max = state + rows * padded_;
-    float* sum = max + rows;
-    float* memory = scaled + most_rows_ * (2 * padded_ + 2);
+namespace {
 
-    const auto offset = [&](int64_t r) {
-        return (item.row + r / group_) * q_size + (head * group_ + r % group_) * head_dim_;
+// The part of one head in a layer's cache, for one sequence.
+HeadCache head_of(const m2_kv_cache& cache, int64_t head, const int32_t* blocks) {
+    const int64_t before = head * cache.block_size;  // vectors of the heads before this one
+    const int64_t bytes = before * cache.head_dim * kv_element_bytes(cache.format);
+    return {cache.format,
+            cache.block_size,
+            cache.kv_heads,
+            cache.head_dim,
+            blocks,
+            static_cast<const uint8_t*>(cache.keys) + bytes,
+            static_cast<const uint8_t*>(cache.values) + bytes,
+            cache.key_scales ? cache.key_scales + before : nullptr,
+            cache.value_scales ? cache.value_scales + before : nullptr};
+}
+
+}  // namespace
+
+void AttentionPlan::run_unit(const Unit& unit, const m2_kv_cache& cache, const m2_batch& batch,
+                             const float* q, float* out, float* scratch) {
+    const TokenKernels& kernels = *best_token_kernels();
+    const Item& item = unit.item;
+    const int64_t rows = item.num_tokens * group_;  // of a head
+    const int64_t q_size = query_heads_ * head_dim_;
+    float* own_states = scratch + most_rows_ * padded_;
+    float* memory = own_states + most_rows_ * (padded_ + 2);
+
+    const auto queries_of = [&](int64_t h) {
+        float* state = item.partial < 0 ? own_states + h * rows * (padded_ + 2)
+                                        : partial_of(item.partial, unit.first_head + h);
+        float* max = state + rows * padded_;
+        return QueryRows{group_, item.num_tokens, item.first_position, scratch + h * rows * padded_,
+                         max,    max + rows,      state};
+    };
+    const auto offset = [&](int64_t h, int64_t r) {
+        return (item.row + r / group_) * q_size +
+               ((unit.first_head + h) * group_ + r % group_) * head_dim_;
     };
     const float scale = 1.0f / std::sqrt(static_cast<float>(head_dim_));
-    for (int64_t r = 0; r < rows; ++r) {
-        kernels.scale_row(q + offset(r), scale, head_dim_, scaled + r * padded_);
-        std::fill(scaled + r * padded_ + head_dim_, scaled + (r + 1) * padded_, 0.0f);
+    for (int64_t h = 0; h < unit.num_heads; ++h) {
+        const QueryRows queries = queries_of(h);
+        for (int64_t r = 0; r < rows; ++r) {
+            float* scaled = scratch + (h * rows + r) * padded_;
+            kernels.scale_row(q + offset(h, r), scale, head_dim_, scaled);
+            std::fill(scaled + head_dim_, scaled + padded_, 0.0f);
+        }
+        std::fill(queries.acc, queries.acc + rows * padded_, 0.0f);
+        std::fill(queries.max, queries.max + rows, -std::numeric_limits<float>::infinity());
+        std::fill(queries.sum, queries.sum + rows, 0.0f);
     }
-    std::fill(state, state + rows * padded_, 0.0f);
-    std::fill(max, max + rows, -std::numeric_limits<float>::infinity());
-    std::fill(sum, sum + rows, 0.0f);
-
-    const int64_t before = head * cache.block_size;  // vectors of the heads before this one
-    const int64_t bytes = before * head_dim_ * kv_element_bytes(cache.format);
-    const HeadCache one{cache.format,
-                        cache.block_size,
-                        kv_heads_,
-                        head_dim_,
-                        batch.block_table + item.sequence * batch.blocks,
-                        static_cast<const uint8_t*>(cache.keys) + bytes,
-                        static_cast<const uint8_t*>(cache.values) + bytes,
-                        cache.key_scales ? cache.key_scales + before : nullptr,
-                        cache.value_scales ? cache.value_scales + before : nullptr};
-    const QueryRows queries{group_, item.num_tokens, item.first_position, scaled, max, sum, state};
-    kernels.attend(one, item.first_key, item.end_key, queries, memory);
-    if (item.partial >= 0) return;
-    for (int64_t r = 0; r < rows; ++r) {
-        kernels.scale_row(state + r * padded_, 1.0f / sum[r], head_dim_, out + offset(r));
+    const int32_t* blocks = batch.block_table + item.sequence * batch.blocks;
+    const auto keys_of = [&](int64_t h, int64_t first, int64_t size) {
+        return HeadKeys{head_of(cache, unit.first_head + h, blocks), first,
+                        std::min(first + size, item.end_key)};
+    };
+    // Tile by tile, so that the heads' keys of one block are read one after the other.
+    const int64_t step = unit.num_heads > 1 ? kTileKeys : item.end_key - item.first_key;
+    HeadKeys keys = keys_of(0, item.first_key, step);
+    for (int64_t key = item.first_key; key < item.end_key; key += step) {
+        for (int64_t h = 0; h < unit.num_heads; ++h) {
+            const bool is_last = h + 1 == unit.num_heads;
+            const HeadKeys next = keys_of(is_last ? 0 : h + 1, is_last ? key + step : key, step);
+            kernels.attend(keys, next, queries_of(h), memory);
+            keys = next;
+        }
+    }
+    for (int64_t h = 0; h < unit.num_heads; ++h) {
+        const QueryRows queries = queries_of(h);
+        for (int64_t r = 0; r < rows; ++r) {
+            float* acc = queries.acc + r * padded_;
+            kernels.order_dims(cache.format, acc, padded_);
+            if (item.partial >= 0) continue;
+            kernels.scale_row(acc, 1.0f / queries.sum[r], head_dim_, out + offset(h, r));
+        }
     }
 }
 

@@ -42,7 +42,8 @@ m2_kv_cache layer_of(const m2_kv_cache& cache, int64_t layer);
 
 // How one step's attention is cut into items; the same for every layer. A sequence with one new
 // token is cut along its context, in pieces that depend on its length alone, and their results are
-// merged in order; one with several is cut along its tokens.
+// merged in order; one with several is cut along its tokens. A piece of the first kind is computed
+// for as many heads together as leaves work for all threads: their keys lie side by side in memory.
 class AttentionPlan {
   public:
     void make(const m2_batch& batch, int64_t query_heads, int64_t kv_heads, int64_t head_dim);
@@ -57,7 +58,13 @@ class AttentionPlan {
     struct Split {
         int64_t row, first_partial, count;
     };
-    void run_item(const Item& item, int64_t head, const m2_kv_cache& cache, const m2_batch& batch,
+    // Some of the heads of an item, on one thread.
+    struct Unit {
+        Item item;
+        int64_t first_head, num_heads;
+    };
+    void cut_into_units();
+    void run_unit(const Unit& unit, const m2_kv_cache& cache, const m2_batch& batch,
                   const float* q, float* out, float* scratch);
     void merge(const Split& split, int64_t head, float* out);
     void add_decode(int64_t sequence, int64_t row, int64_t context);
@@ -66,6 +73,7 @@ class AttentionPlan {
     int64_t query_heads_ = 0, kv_heads_ = 0, head_dim_ = 0, group_ = 0, padded_ = 0;
     int64_t num_partials_ = 0, state_floats_ = 0, scratch_floats_ = 0, most_rows_ = 0;
     std::vector<Item> items_;
+    std::vector<Unit> units_;
     std::vector<Split> splits_;
     AlignedFloats partials_, scratch_;
 };

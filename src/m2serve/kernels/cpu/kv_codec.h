@@ -4,17 +4,25 @@
 #include <cmath>
 #include <cstring>
 
+#include "each.h"
 #include "exponential.h"
 #include "token_types.h"
 
 namespace m2::M2_ISA {
 namespace {
 
+// A unit is a vector of the cache: kBytes bytes, or kLanes times kParts numbers. Part p has the p-th
+// number of every four bytes.
 template <int32_t format>
-inline F kv_floats(const uint8_t* from) {
-    if constexpr (format == M2_KV_F32) return load(reinterpret_cast<const float*>(from));
-    if constexpr (format == M2_KV_BF16) return bf16_floats(reinterpret_cast<const uint16_t*>(from));
-    const Ints top = (Ints)bytes_to_int32(from) << 24;
+constexpr int kParts = 4 / kv_element_bytes(format);
+template <int32_t format>
+constexpr int kUnitDims = kLanes * kParts<format>;
+
+template <int32_t format, int part>
+inline F kv_part(I unit) {
+    if constexpr (format == M2_KV_F32) return as_float(unit);
+    if constexpr (format == M2_KV_BF16) return part == 0 ? bf16_even(unit) : bf16_odd(unit);
+    const Ints top = (Ints)unit << (24 - 8 * part);
     if constexpr (format == M2_KV_INT8) {
         return (F)__builtin_convertvector(top >> 24, Floats);
     }
@@ -25,89 +33,73 @@ inline F kv_floats(const uint8_t* from) {
     return (F)((Ints)((Floats)bits * 0x1p120f) | is_nan);
 }
 
-// Goes through the vectors of positions first.. in order: their distance from the head's first.
-class Vectors {
-  public:
-    Vectors(const HeadCache& cache, int64_t first)
-        : block_(cache.blocks + first / cache.block_size),
-          offset_(first % cache.block_size),
-          size_(cache.block_size),
-          all_heads_(cache.block_size * cache.kv_heads) {}
-
-    int64_t next() {
-        if (offset_ == size_) {
-            offset_ = 0;
-            ++block_;
-        }
-        return *block_ * all_heads_ + offset_++;
+// Where the vectors of positions first.. lie: their distance from the head's first vector.
+inline void find_places(const HeadCache& cache, int64_t first, int64_t count, int64_t* places) {
+    const int32_t* block = cache.blocks + first / cache.block_size;
+    int64_t offset = first % cache.block_size;
+    for (int64_t j = 0; j < count; ++block, offset = 0) {
+        const int64_t here = *block * cache.block_size * cache.kv_heads;
+        for (; offset < cache.block_size && j < count; ++offset) places[j++] = here + offset;
     }
+}
 
-  private:
-    const int32_t* block_;
-    int64_t offset_, size_, all_heads_;
+// Keys or values of one head.
+struct HeadVectors {
+    const uint8_t* base;
+    int64_t bytes;  // of a vector
+
+    HeadVectors(const HeadCache& cache, const uint8_t* base)
+        : base(base), bytes(cache.head_dim * kv_element_bytes(cache.format)) {}
+
+    const uint8_t* at(int64_t place) const { return base + place * bytes; }
 };
 
-// Asks for the vectors of positions first.. ahead of their use.
-inline void prefetch_heads(const HeadCache& cache, const uint8_t* base, int64_t first,
-                           int64_t count) {
-    const int64_t bytes = cache.head_dim * kv_element_bytes(cache.format);
-    Vectors vectors(cache, first);
-    for (int64_t j = 0; j < count; ++j) {
-        const uint8_t* from = base + vectors.next() * bytes;
-        for (int64_t b = 0; b < bytes; b += 64) __builtin_prefetch(from + b, 0, 2);
-    }
+// A unit of which only `bytes` may be there.
+inline I load_kv_unit(const uint8_t* from, int64_t bytes) {
+    if (bytes >= kBytes) return load_bytes(from);
+    alignas(64) uint8_t rest[kBytes] = {};
+    std::memcpy(rest, from, static_cast<size_t>(bytes));
+    return load_bytes(rest);
 }
 
-// One vector as padded floats.
+constexpr int64_t kTurned = 2 * kLanes;
+
+// kLanes keys turned about: dimension d of key j goes to tile[d * kTurned + j].
 template <int32_t format>
-inline void load_head(const uint8_t* from, int64_t head_dim, float scale, float* to) {
-    constexpr int64_t kSize = kv_element_bytes(format);
-    const F factor = splat(scale);
-    const auto convert = [&](const uint8_t* source, float* target) {
-        const F value = kv_floats<format>(source);
-        store(target, format == M2_KV_INT8 ? mul(value, factor) : value);
-    };
-    int64_t d = 0;
-    for (; d + kLanes <= head_dim; d += kLanes) convert(from + d * kSize, to + d);
-    if (d < head_dim) {
-        uint8_t rest[kLanes * kSize] = {};
-        std::memcpy(rest, from + d * kSize, static_cast<size_t>((head_dim - d) * kSize));
-        convert(rest, to + d);
-        d += kLanes;
+inline void turn_keys(const HeadVectors& keys, const int64_t* places, float* tile) {
+    for (int64_t b = 0; b < keys.bytes; b += kBytes) {
+        F square[kLanes];
+        each<kLanes>([&](auto j) {
+            square[j] = as_float(load_kv_unit(keys.at(places[j]) + b, keys.bytes - b));
+        });
+        transpose(square);
+        float* to = tile + b / kv_element_bytes(format) * kTurned;
+        each<kLanes>([&](auto i) {
+            each<kParts<format>>([&](auto part) {
+                const F value = kv_part<format, part>(as_bits(square[i]));
+                store(to + (i * kParts<format> + part) * kTurned, value);
+            });
+        });
     }
-    for (; d < padded_head(head_dim); d += kLanes) store(to + d, zero());
 }
 
+// What one pass over the values takes: two vectors of floats, or four of one unit.
 template <int32_t format>
-inline void load_heads_of(const HeadCache& cache, const uint8_t* base, const float* scales,
-                          int64_t first, int64_t count, float* tile, const float** vectors) {
-    const int64_t padded = padded_head(cache.head_dim);
-    const bool in_place = format == M2_KV_F32 && padded == cache.head_dim;
-    Vectors places(cache, first);
-    for (int64_t j = 0; j < count; ++j) {
-        const int64_t place = places.next();
-        const uint8_t* from = base + place * cache.head_dim * kv_element_bytes(format);
-        if (in_place) {
-            vectors[j] = reinterpret_cast<const float*>(from);
-            continue;
-        }
-        const float scale = format == M2_KV_INT8 ? scales[place] : 1.0f;
-        load_head<format>(from, cache.head_dim, scale, tile + j * padded);
-        vectors[j] = tile + j * padded;
-    }
-}
+constexpr int kPassBytes = format == M2_KV_F32 ? 2 * kBytes : kBytes;
 
-// Heads of positions first.. as float vectors: in the cache where it is float32, else in `tile`.
-inline void load_heads(const HeadCache& cache, const uint8_t* base, const float* scales,
-                       int64_t first, int64_t count, float* tile, const float** vectors) {
-    switch (cache.format) {
-        case M2_KV_F32:
-            return load_heads_of<M2_KV_F32>(cache, base, scales, first, count, tile, vectors);
-        case M2_KV_BF16:
-            return load_heads_of<M2_KV_BF16>(cache, base, scales, first, count, tile, vectors);
-        case M2_KV_INT8:
-            return load_heads_of<M2_KV_INT8>(cache, base, scales, first, count, tile, vectors);
-        default: return load_heads_of<M2_KV_FP8>(cache, base, scales, first, count, tile, vectors);
+// Pointers to the values of the places; in `aside` where a vector is no whole number of passes.
+template <int32_t format>
+inline void find_values(const HeadVectors& values, const int64_t* places, int64_t count,
+                        uint8_t* aside, const uint8_t** vectors) {
+    constexpr int64_t kPass = kPassBytes<format>;
+    const int64_t padded = (values.bytes + kPass - 1) / kPass * kPass;
+    for (int64_t j = 0; j < count; ++j) {
+        vectors[j] = values.at(places[j]);
+        if (padded == values.bytes) continue;
+        std::memcpy(aside + j * padded, vectors[j], static_cast<size_t>(values.bytes));
+        std::memset(aside + j * padded + values.bytes, 0,
+                    static_cast<size_t>(padded - values.bytes));
+        vectors[j] = aside + j * padded;
     }
 }
 

@@ -79,8 +79,9 @@ void to_floats(int32_t format, const void* from, int64_t count, float* to) {
     }
 }
 
-constexpr TokenKernels kTokenKernels{attend_scratch_bytes, attend,    add_rms_norm,   rotate,
-                                     store_head,           scale_row, add_scaled_row, to_floats};
+constexpr TokenKernels kTokenKernels{
+    attend_scratch_bytes, attend, order_dims, add_rms_norm, rotate, store_head, scale_row,
+    add_scaled_row,       to_floats};
 
 }  // namespace
 }  // namespace m2::M2_ISA

@@ -54,6 +54,25 @@ inline __m128 sum4(const F* v) {
     return _mm_add_ps(_mm256_castps256_ps128(pairs), _mm256_extractf128_ps(pairs, 1));
 }
 
+// Lane i of vector j becomes lane j of vector i.
+inline void transpose(F (&v)[kLanes]) {
+    F a[8], b[8];
+    for (int i = 0; i < 8; i += 2) {
+        a[i] = _mm256_unpacklo_ps(v[i], v[i + 1]);
+        a[i + 1] = _mm256_unpackhi_ps(v[i], v[i + 1]);
+    }
+    for (int i = 0; i < 8; i += 4) {
+        b[i] = _mm256_shuffle_ps(a[i], a[i + 2], 0x44);
+        b[i + 1] = _mm256_shuffle_ps(a[i], a[i + 2], 0xEE);
+        b[i + 2] = _mm256_shuffle_ps(a[i + 1], a[i + 3], 0x44);
+        b[i + 3] = _mm256_shuffle_ps(a[i + 1], a[i + 3], 0xEE);
+    }
+    for (int i = 0; i < 4; ++i) {
+        v[i] = _mm256_permute2f128_ps(b[i], b[i + 4], 0x20);
+        v[i + 4] = _mm256_permute2f128_ps(b[i], b[i + 4], 0x31);
+    }
+}
+
 inline I load_bytes(const void* from) {
     return _mm256_loadu_si256(static_cast<const __m256i*>(from));
 }
@@ -101,6 +120,7 @@ inline F f16_half(I halves) {
     return _mm256_cvtph_ps(_mm256_extracti128_si256(halves, half));
 }
 inline F as_float(I bits) { return _mm256_castsi256_ps(bits); }
+inline I as_bits(F value) { return _mm256_castps_si256(value); }
 
 inline I no_integers() { return _mm256_setzero_si256(); }
 inline F integers_to_floats(I lanes) { return _mm256_cvtepi32_ps(lanes); }

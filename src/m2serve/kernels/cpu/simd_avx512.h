@@ -61,6 +61,30 @@ inline __m128 sum4(const F* v) {
     return _mm_add_ps(_mm256_castps256_ps128(pairs), _mm256_extractf128_ps(pairs, 1));
 }
 
+inline void transpose(F (&v)[kLanes]) {
+    F a[16], b[16];
+    for (int i = 0; i < 16; i += 2) {
+        a[i] = _mm512_unpacklo_ps(v[i], v[i + 1]);
+        a[i + 1] = _mm512_unpackhi_ps(v[i], v[i + 1]);
+    }
+    for (int i = 0; i < 16; i += 4) {  // b[i + c]: column c of four rows, in every quarter
+        b[i] = _mm512_shuffle_ps(a[i], a[i + 2], 0x44);
+        b[i + 1] = _mm512_shuffle_ps(a[i], a[i + 2], 0xEE);
+        b[i + 2] = _mm512_shuffle_ps(a[i + 1], a[i + 3], 0x44);
+        b[i + 3] = _mm512_shuffle_ps(a[i + 1], a[i + 3], 0xEE);
+    }
+    for (int i = 0; i < 4; ++i) {
+        const F even = _mm512_shuffle_f32x4(b[i], b[i + 4], 0x88);
+        const F odd = _mm512_shuffle_f32x4(b[i], b[i + 4], 0xDD);
+        const F even_behind = _mm512_shuffle_f32x4(b[i + 8], b[i + 12], 0x88);
+        const F odd_behind = _mm512_shuffle_f32x4(b[i + 8], b[i + 12], 0xDD);
+        v[i] = _mm512_shuffle_f32x4(even, even_behind, 0x88);
+        v[i + 8] = _mm512_shuffle_f32x4(even, even_behind, 0xDD);
+        v[i + 4] = _mm512_shuffle_f32x4(odd, odd_behind, 0x88);
+        v[i + 12] = _mm512_shuffle_f32x4(odd, odd_behind, 0xDD);
+    }
+}
+
 inline I load_bytes(const void* from) { return _mm512_loadu_si512(from); }
 inline void store_bytes(void* to, I value) { _mm512_storeu_si512(to, value); }
 inline void store_int8(int8_t* to, F value) {
@@ -88,6 +112,7 @@ inline F e4m3_to_float(I bytes) {
 }
 
 inline F as_float(I bits) { return _mm512_castsi512_ps(bits); }
+inline I as_bits(F value) { return _mm512_castps_si512(value); }
 inline F bf16_even(I pairs) { return as_float(_mm512_slli_epi32(pairs, 16)); }
 inline F bf16_odd(I pairs) {
     return as_float(_mm512_and_si512(pairs, _mm512_set1_epi32(static_cast<int>(0xFFFF0000))));

@@ -15,9 +15,9 @@ enum m2_kv_format : int32_t { M2_KV_F32 = 0, M2_KV_BF16 = 1, M2_KV_INT8 = 2, M2_
 namespace m2 {
 
 // Keys of one tile: their scores, and their float32 copies, stay in the first caches.
-constexpr int64_t kTileKeys = 32;
+constexpr int64_t kTileKeys = 64;
 // A head's floats are padded with zeros to this many.
-constexpr int64_t kHeadPad = 32;
+constexpr int64_t kHeadPad = 64;
 
 constexpr int64_t padded_head(int64_t head_dim) {
     return (head_dim + kHeadPad - 1) / kHeadPad * kHeadPad;
@@ -38,9 +38,16 @@ struct HeadCache {
     const float* value_scales;
 };
 
+// Keys first..end of a head; none when end <= first.
+struct HeadKeys {
+    HeadCache cache;
+    int64_t first, end;
+};
+
 // `heads` query rows for each of `num_tokens` tokens at consecutive positions, token after token.
 // max, sum and acc are the state of the online softmax: sum and acc are relative to exp(max). A row
-// of q and acc has padded_head floats; q is already multiplied by the softmax scale.
+// of q and acc has padded_head floats; q is already multiplied by the softmax scale, acc is in the
+// order of the cache's format until order_dims.
 struct QueryRows {
     int64_t heads, num_tokens, first_position;
     const float* q;
@@ -55,9 +62,11 @@ struct QueryRows {
 struct TokenKernels {
     // Bytes of scratch `attend` needs for so many query rows.
     int64_t (*attend_scratch_bytes)(int64_t rows, int64_t head_dim);
-    // Brings keys first..end into the state of the rows; a token sees the keys up to its position.
-    // Keys that no row sees are not read.
-    void (*attend)(const HeadCache&, int64_t first, int64_t end, const QueryRows&, void* scratch);
+    // Brings the keys into the state of the rows; a token sees the keys up to its position. Keys that
+    // no row sees are not read. `next` is what will be wanted after them.
+    void (*attend)(const HeadKeys&, const HeadKeys& next, const QueryRows&, void* scratch);
+    // A row of acc in the order of the dimensions.
+    void (*order_dims)(int32_t format, float* acc, int64_t padded);
     // x += delta (unless null), then out = x * rsqrt(mean(x^2) + eps) * weight. out may be x.
     void (*add_rms_norm)(float* x, const float* delta, const float* weight, int64_t size, float eps,
                          float* out);
