@@ -102,8 +102,8 @@ def test_awkward_shapes(sizes: dict[str, int]) -> None:
 
 @pytest.mark.parametrize("format", ["nvfp4", "mxfp4", "int4-g32", "int4-g128", "int8"])
 def test_logits_with_int8_activations(format: str) -> None:
-    """Against the decoder in PyTorch with the same products: the median row of one layer, for a value
-    that is rounded the other way moves all that follows."""
+    """Against the decoder in PyTorch with the same products: the median row of one layer, for a
+    value that is rounded the other way moves all that follows."""
     shape = replace(SHAPE, num_hidden_layers=1)
     weights, same = (
         dummy_weights(shape, format, attention_format=format, device=CPU, dtype=torch.float32)

@@ -33,6 +33,14 @@ class CpuLibrary:
     functions: ctypes.CDLL
     nodes: tuple[NumaNode, ...] = ()
 
+    def find_nan(self, weight: ctypes.Structure) -> int | None:
+        """The first row of an m2_weight with a NaN among its codes, counted over its matrices."""
+        self.follow_torch_threads()
+        find = self.functions.m2_find_nan
+        find.restype = ctypes.c_int64
+        row = int(find(ctypes.byref(weight)))
+        return row if row >= 0 else None
+
     def follow_torch_threads(self) -> None:
         """Give the library's pool as many threads as PyTorch uses, bound to their NUMA nodes."""
         num_threads = torch.get_num_threads()

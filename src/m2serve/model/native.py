@@ -12,7 +12,7 @@ from dataclasses import replace
 import torch
 
 from m2serve.checkpoint.weights import DenseWeight, Weight
-from m2serve.errors import UsageError
+from m2serve.errors import CheckpointError, UsageError
 from m2serve.kernels.cpu_attention import (
     CpuBatch,
     CpuKVCache,
@@ -40,7 +40,7 @@ def make_model(
 
     With int8 activations the weights are put in another order where they lie: they are the model's
     alone from then on. Raises UsageError for rounded activations where the native kernels do not
-    run.
+    run, and CheckpointError for a matrix with a NaN that they would not pass on.
     """
     assert not weights.is_interleaved, "only the model they were interleaved for can read them"
     device = weights.embedding.device
@@ -52,7 +52,7 @@ def make_model(
             f"{device} here ({describe_cpu_kernels()})"
         )
     if library is not None:
-        packed = _Packed(shape, weights, cpu_activation)
+        packed = _Packed(shape, weights, cpu_activation, library)
         if not packed.missing:
             logger.info("%s, %s activations", describe_cpu_kernels(), cpu_activation)
             weights = replace(weights, is_interleaved=cpu_activation == "int8")
@@ -103,11 +103,19 @@ class NativeMiniMaxM2(MiniMaxM2):
 class _Packed:
     """The weights as m2_model of cpu/step.h, and what it points into."""
 
-    def __init__(self, shape: ModelShape, weights: ModelWeights, activation: CpuActivation) -> None:
+    def __init__(
+        self,
+        shape: ModelShape,
+        weights: ModelWeights,
+        activation: CpuActivation,
+        library: CpuLibrary,
+    ) -> None:
+        self._library = library
         self._keep: list[object] = [weights]
         self.missing = ""  # what the library cannot take
         frequencies = rotary_frequencies(shape.rotary_dim, shape.rope_theta)
-        layers = (CpuLayer * len(weights.layers))(*map(self._layer, weights.layers))
+        numbered = enumerate(weights.layers)
+        layers = (CpuLayer * len(weights.layers))(*(self._layer(i, one) for i, one in numbered))
         self.model = CpuModel(
             hidden_size=shape.hidden_size,
             num_layers=shape.num_hidden_layers,
@@ -118,44 +126,64 @@ class _Packed:
             top_k=shape.num_experts_per_tok,
             rms_norm_eps=shape.rms_norm_eps,
             activation=activation_code(activation, weights.embedding.dtype),
-            embedding_format=self._weight(DenseWeight(weights.embedding)).format,
-            inverse_frequencies=self._floats(frequencies),
+            embedding_format=self._weight("embed_tokens", DenseWeight(weights.embedding)).format,
+            inverse_frequencies=self._floats("rope", frequencies),
             embedding=address(weights.embedding),
-            norm=self._floats(weights.norm),
+            norm=self._floats("norm", weights.norm),
             layers=ctypes.cast(layers, ctypes.POINTER(CpuLayer)),
-            lm_head=self._weight(weights.lm_head),
+            lm_head=self._weight("lm_head", weights.lm_head),
         )
         self._keep.append(layers)
 
-    def _layer(self, layer: LayerWeights) -> CpuLayer:
+    def _layer(self, index: int, layer: LayerWeights) -> CpuLayer:
         attention, moe = layer.attention, layer.moe
+
+        def weight(name: str, stored: Weight) -> CpuWeight:
+            return self._weight(f"layers.{index}.{name}", stored)
+
+        def floats(name: str, stored: torch.Tensor) -> int:
+            return self._floats(f"layers.{index}.{name}", stored)
+
         return CpuLayer(
-            input_norm=self._floats(layer.input_norm),
-            q_norm=self._floats(attention.q_norm),
-            k_norm=self._floats(attention.k_norm),
-            post_attention_norm=self._floats(layer.post_attention_norm),
-            correction_bias=self._floats(moe.correction_bias),
-            q_proj=self._weight(attention.q_proj),
-            k_proj=self._weight(attention.k_proj),
-            v_proj=self._weight(attention.v_proj),
-            o_proj=self._weight(attention.o_proj),
-            gate=self._weight(DenseWeight(moe.gate)),
-            w13=self._weight(moe.w13),
-            w2=self._weight(moe.w2),
+            input_norm=floats("input_layernorm", layer.input_norm),
+            q_norm=floats("self_attn.q_norm", attention.q_norm),
+            k_norm=floats("self_attn.k_norm", attention.k_norm),
+            post_attention_norm=floats("post_attention_layernorm", layer.post_attention_norm),
+            correction_bias=floats("block_sparse_moe.e_score_correction_bias", moe.correction_bias),
+            q_proj=weight("self_attn.q_proj", attention.q_proj),
+            k_proj=weight("self_attn.k_proj", attention.k_proj),
+            v_proj=weight("self_attn.v_proj", attention.v_proj),
+            o_proj=weight("self_attn.o_proj", attention.o_proj),
+            gate=weight("block_sparse_moe.gate", DenseWeight(moe.gate)),
+            w13=weight("block_sparse_moe.experts w1, w3", moe.w13),
+            w2=weight("block_sparse_moe.experts w2", moe.w2),
         )
 
-    def _weight(self, weight: Weight) -> CpuWeight:
+    def _weight(self, name: str, weight: Weight) -> CpuWeight:
+        """Raises CheckpointError for a NaN, which the kernels would turn into some number."""
         found = cpu_weight(weight)
         if found is None:
             self.missing = describe_weight(weight)
             return CpuWeight()
+        row = self._library.find_nan(found)
+        if row is not None:
+            matrix = f" of matrix {row // found.rows}" if found.matrices > 1 else ""
+            raise _damaged(name, f" in row {row % found.rows}{matrix}")
         return found
 
-    def _floats(self, tensor: torch.Tensor) -> int:
-        """Address of a float32 copy, or of the tensor itself if it is float32."""
+    def _floats(self, name: str, tensor: torch.Tensor) -> int:
+        """Address of the tensor itself or of a float32 copy; raises as `_weight`."""
         floats = tensor.float().contiguous()
+        if bool(floats.isnan().any()):
+            raise _damaged(name)
         self._keep.append(floats)
         return address(floats)
+
+
+def _damaged(name: str, where: str = "") -> CheckpointError:
+    return CheckpointError(
+        f"{name} holds NaN{where}; the file is damaged or was made wrongly: get it again"
+    )
 
 
 def _cpu_batch(batch: ForwardBatch) -> CpuBatch:

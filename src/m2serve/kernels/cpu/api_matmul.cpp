@@ -1,5 +1,6 @@
 // The C interface of the matrix products, for ctypes. An int is 0, or 1 when there was no memory.
 // Pointers are not checked: cpu_linear.py makes them from tensors it has checked.
+#include "find_nan.h"
 #include "guarded.h"
 #include "interleave.h"
 #include "linear.h"
@@ -18,6 +19,8 @@ void m2_seat_threads(int num_nodes, const int32_t* threads, const int32_t* num_c
                      const int32_t* cpus) {
     m2::seat_threads(num_nodes, threads, num_cpus, cpus);
 }
+
+int64_t m2_find_nan(const m2_weight* weight) { return m2::find_nan(*weight); }
 
 // weight->interleaved says whether it could be. The weight is lost when it fails.
 int m2_interleave(m2_weight* weight) {
