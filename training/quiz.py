@@ -1,6 +1,6 @@
 """Asks the quiz, scores it, compares runs.
 
-    python -m training.quiz run ROWS --model FOLDER [--dtype bfloat16]
+    python -m training.quiz run ROWS --model FOLDER [--dtype bfloat16] [--cpu-activation int8]
     python -m training.quiz run ROWS --url http://127.0.0.1:8000 --tokenizer FOLDER [--name N]
     python -m training.quiz report ROWS
     python -m training.quiz compare ROWS OTHER_ROWS...
@@ -25,12 +25,23 @@ from training.quiz_items import Item, quiz_items
 from training.quiz_report import comparison, load_rows, report
 from training.quiz_scoring import grade
 
+# Fields of EngineConfig that a run with --model may set.
+_ENGINE_SETTINGS = {
+    "dtype": "auto",
+    "device": "auto",
+    "kv_cache_dtype": "auto",
+    "cpu_activation": "float",
+    "attention_format": "",
+    "head_format": "",
+}
+
 
 def run(options: argparse.Namespace) -> None:
     items = _chosen(quiz_items(Tokenizer.load(options.tokenizer or options.model)), options)
     sampling = Sampling(options.temperature, options.top_p, options.top_k, options.seed)
     if options.model:
-        answers = ask_engine(items, options.model, options.dtype, options.device, sampling)
+        settings = {name: getattr(options, name) for name in _ENGINE_SETTINGS}
+        answers = ask_engine(items, options.model, settings, sampling)
     else:
         answers = ask_endpoint(items, options.url, options.name, sampling, options.concurrency)
     with options.rows.open("w", encoding="utf-8") as file:
@@ -57,8 +68,8 @@ def main() -> None:
     target.add_argument("--url")
     asking.add_argument("--tokenizer", type=Path, help="with --url: the folder of the tokenizer")
     asking.add_argument("--name", default="miniature")
-    asking.add_argument("--dtype", default="auto")
-    asking.add_argument("--device", default="auto")
+    for name, default in _ENGINE_SETTINGS.items():
+        asking.add_argument("--" + name.replace("_", "-"), default=default)
     asking.add_argument("--sets", nargs="*", default=[])
     asking.add_argument("--every", type=int, default=1)
     asking.add_argument("--temperature", type=float, default=0.0)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import urllib.request
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -34,15 +34,15 @@ class Sampling:
 
 
 def ask_engine(
-    items: Sequence[Item], folder: Path, dtype: str, device: str, sampling: Sampling
+    items: Sequence[Item], folder: Path, settings: Mapping[str, str], sampling: Sampling
 ) -> Iterator[Answer]:
-    """In order, BATCH questions at a time."""
+    """In order, BATCH questions at a time. `settings` are fields of EngineConfig."""
     from m2serve.engine.engine import Engine
     from m2serve.engine.request import EngineRequest, SamplingParams
 
     tokenizer = Tokenizer.load(folder)
     identity = model_identity(folder)
-    engine = Engine.load(folder, dtype=dtype, device=device, max_num_seqs=BATCH)
+    engine = Engine.load(folder, max_num_seqs=BATCH, **settings)
     for start in range(0, len(items), BATCH):
         part = items[start : start + BATCH]
         outputs: list[list[int]] = [[] for _ in part]

@@ -42,8 +42,9 @@ class EngineBenchResult:
 
     `decode_bytes` are those a step reads: weights, of the experts those that are hit, and KV
     cache; `decode_bytes_per_token` divides them by the batch. `bandwidth_share` is their rate over
-    the measured roof. `operations_s` adds up to `decode_step_s`; its "rest" is scheduler, sampler
-    and Python. `peak_memory_bytes` is of the repeats, weights included.
+    the roof, which is measured before and after, and the higher counts. `operations_s` adds up to
+    `decode_step_s`; its "rest" is scheduler, sampler, Python, and what the model does between its
+    operations. `peak_memory_bytes` is of the repeats, weights included.
     """
 
     parameters: int
@@ -84,6 +85,7 @@ def run_engine_bench(model: MiniMaxM2, config: EngineBenchConfig) -> EngineBench
     dissected = typical
     if timed is not metered:
         dissected = run_pass(make_runner(metered, config, kv_cache), config, meter)
+    roof_gb_per_s = max(roof_gb_per_s, read_bandwidth_gb_per_s(device))
     operations_s = _operations(dissected, typical.decode_step_s)
     in_layers_s = sum(operations_s.values()) - operations_s["rest"] - operations_s["lm_head"]
     decode_bytes = dissected.costs.weight_bytes + _kv_bytes(model, config)

@@ -2,6 +2,8 @@
 // expanded once, then kInt8Tokens rows of activations at a time meet two slabs of it in registers.
 #pragma once
 
+#include <algorithm>
+
 #include "interleaved.h"
 #include "tile.h"
 
@@ -39,29 +41,32 @@ inline void expand_slab(const Slab& slab, int64_t g0, int64_t g1, Int8Tile& tile
     }
 }
 
-// T rows of activations against the tile: sums[kTileSlabs * t + s].
+// T rows of activations against the tile, which begins at group g0: sums[kTileSlabs * t + s].
 template <class Format, int T>
-inline void int8_tile_block(const Int8Tile& tile, int64_t groups, const Int8Activations* x,
-                            F* sums) {
+inline void int8_tile_block(const Int8Tile& tile, int64_t g0, int64_t groups,
+                            const Int8Activations* x, F* sums) {
     using Slabs = NibbleSlab<Format>;
     constexpr int kSteps = 2 * Slabs::kVectors, kAtOnce = 2 * Slabs::kAtOnce;
     constexpr int kSums = kTileSlabs * T;
     each<kSums>([&](auto i) { sums[i] = zero(); });
     for (int64_t g = 0; g < groups; ++g) {
+        const auto* codes = tile.codes[g * kSteps];
+        const int8_t* q[T];
+        each<T>([&](auto t) { q[t] = x[t].values + (g0 + g) * Slabs::kGroup; });
         I whole[kSums];
         each<kSteps / kAtOnce>([&](auto part) {
             I dots[kSums];
             each<kSums>([&](auto i) { dots[i] = no_integers(); });
-            const int64_t from = g * kSteps + part * kAtOnce;
-            for (int64_t step = from; step < from + kAtOnce; ++step) {
-                const I first = load_bytes(tile.codes[step][0]);
-                const I second = load_bytes(tile.codes[step][1]);
+            each<kAtOnce>([&](auto i) {
+                constexpr int step = part * kAtOnce + i;
+                const I first = load_bytes(codes + step * kTileSlabs);
+                const I second = load_bytes(codes + step * kTileSlabs + 1);
                 each<T>([&](auto t) {
-                    const I value = quad(x[t], step);
+                    const I value = quad(q[t] + 4 * step);
                     dots[2 * t] = add_quads(dots[2 * t], first, value);
                     dots[2 * t + 1] = add_quads(dots[2 * t + 1], second, value);
                 });
-            }
+            });
             each<kSums>([&](auto i) {
                 const I done = finish_quads(dots[i]);
                 whole[i] = part == 0 ? done : add_integers(whole[i], done);
@@ -69,68 +74,67 @@ inline void int8_tile_block(const Int8Tile& tile, int64_t groups, const Int8Acti
         });
         each<kSums>([&](auto i) {
             constexpr int t = i / kTileSlabs, s = i % kTileSlabs;
-            const F both = mul(load(tile.scale[g][s]), splat(x[t].scale[g]));
-            sums[i] = fnma(load(tile.zero[g][s]), splat(x[t].sum[g]), sums[i]);
+            const F both = mul(load(tile.scale[g][s]), splat(x[t].scale[g0 + g]));
+            sums[i] = fnma(load(tile.zero[g][s]), splat(x[t].sum[g0 + g]), sums[i]);
             sums[i] = fma(integers_to_floats(whole[i]), both, sums[i]);
         });
     }
 }
 
-// One tile of one or two slabs, from row n on.
-struct TileRows {
-    int64_t n;
+// One tile of one or two slabs: rows from n on, groups from g0 on.
+struct TilePlace {
+    int64_t n, g0, groups;
     int slabs;
     F factor;
 };
 
-// Tokens m.. of the slice, T at a time, added to the result; returns the first left. x: their
-// activations from the tile's first column on.
+// Tokens m..m1, T at a time, added to the result; returns the first left. x: the activations of
+// token m on.
 template <class Format, int T>
-inline int64_t int8_tile_tokens(const Task& task, const Int8Tile& tile, const TileRows& rows,
-                                int64_t groups, int64_t m, int64_t m1, const Int8Activations* x) {
+inline int64_t int8_tile_tokens(const Task& task, const Int8Tile& tile, const TilePlace& place,
+                                int64_t m, int64_t m1, const Int8Activations* x) {
     for (; m + T <= m1; m += T, x += T) {
         F sums[kTileSlabs * T];
-        int8_tile_block<Format, T>(tile, groups, x, sums);
+        int8_tile_block<Format, T>(tile, place.g0, place.groups, x, sums);
         each<kTileSlabs * T>([&](auto i) {
             constexpr int t = i / kTileSlabs, s = i % kTileSlabs;
-            if (s >= rows.slabs) return;
-            float* to = task.out(m + t, rows.n + s * kLanes);
-            store(to, fma(sums[i], rows.factor, load(to)));
+            if (s >= place.slabs) return;
+            float* to = task.out(m + t, place.n + s * kLanes);
+            store(to, fma(sums[i], place.factor, load(to)));
         });
     }
     return m;
 }
 
-// Every tile of the task against tokens m0..m1, whose columns of one tile stay in the second cache.
+// Every tile of the task against tokens m0..m1, which stay in the second cache. The columns of a row
+// are innermost, so that the weights are read as they lie in memory.
 template <class Format>
-void int8_tiled_slice(const Task& task, int64_t m0, int64_t m1, Int8Activations* x) {
-    constexpr int kGroup = Format::kGroup;
+void int8_tiled_slice(const Task& task, int64_t m0, int64_t m1) {
+    constexpr int64_t kGroup = Format::kGroup, kAtOnce = kTileColumns / kGroup;
     auto& tile = *static_cast<Int8Tile*>(task.scratch);
-    const F factor = NibbleSlab<Format>::factor(task, task.n0);
-    for (int64_t k0 = 0; k0 < task.w.columns; k0 += kTileColumns) {
-        const int64_t left = task.w.columns - k0;
-        const int64_t g0 = k0 / kGroup, g1 = g0 + (left < kTileColumns ? left : kTileColumns) / kGroup;
-        for (int64_t m = m0; m < m1; ++m) {
-            const Int8Activations whole = int8_activations(task.x, task.token(m));
-            x[m - m0] = {whole.values + k0, whole.scale + g0, whole.sum + g0};
-        }
-        for (int64_t n = task.n0; n < task.n1; n += kTileSlabs * kLanes) {
-            const TileRows rows{n, task.n1 - n > kLanes ? kTileSlabs : 1, factor};
-            for (int s = 0; s < rows.slabs; ++s) {
-                expand_slab<Format>(slab_of(task.w, n + s * kLanes, kGroup), g0, g1, tile, s);
+    Int8Activations x[kTokensAtOnce];
+    for (int64_t m = m0; m < m1; ++m) x[m - m0] = int8_activations(task.x, task.token(m));
+    const int64_t groups = task.w.columns / kGroup;
+    TilePlace place{};
+    place.factor = NibbleSlab<Format>::factor(task, task.n0);
+    for (place.n = task.n0; place.n < task.n1; place.n += kTileSlabs * kLanes) {
+        place.slabs = task.n1 - place.n > kLanes ? kTileSlabs : 1;
+        for (place.g0 = 0; place.g0 < groups; place.g0 += kAtOnce) {
+            place.groups = std::min(kAtOnce, groups - place.g0);
+            for (int s = 0; s < place.slabs; ++s) {
+                const Slab slab = slab_of(task.w, place.n + s * kLanes, kGroup);
+                expand_slab<Format>(slab, place.g0, place.g0 + place.groups, tile, s);
             }
             // A second slab that is not there is computed from what is left of another, not kept.
-            const int64_t m =
-                int8_tile_tokens<Format, kInt8Tokens>(task, tile, rows, g1 - g0, m0, m1, x);
-            int8_tile_tokens<Format, 1>(task, tile, rows, g1 - g0, m, m1, x + (m - m0));
+            const int64_t m = int8_tile_tokens<Format, kInt8Tokens>(task, tile, place, m0, m1, x);
+            int8_tile_tokens<Format, 1>(task, tile, place, m, m1, x + (m - m0));
         }
     }
 }
 
 template <class Format>
 void int8_tiled(const Task& task) {
-    Int8Activations x[kTokensAtOnce];
-    for_slices(task, [&](int64_t m0, int64_t m1) { int8_tiled_slice<Format>(task, m0, m1, x); });
+    for_slices(task, [&](int64_t m0, int64_t m1) { int8_tiled_slice<Format>(task, m0, m1); });
 }
 
 }  // namespace

@@ -23,10 +23,10 @@ inline Slab slab_of(const Matrix& w, int64_t n, int x_group) {
     return {row.codes, row.scale.row, row.zero_point.row, row.log2_groups_per_scale};
 }
 
-// The four bytes of an activation that meet step `step`.
-inline I quad(const Int8Activations& x, int64_t step) {
+// The four bytes of an activation that meet a step of weights.
+inline I quad(const int8_t* values) {
     int32_t bits;
-    std::memcpy(&bits, x.values + 4 * step, 4);
+    std::memcpy(&bits, values, 4);
     return splat_bits(bits);
 }
 
@@ -57,6 +57,8 @@ struct NibbleSlab {
     template <int T, int kChains>
     static void group(const Slab& slab, int64_t group, int64_t, const Int8Activations* x, F* sums) {
         const uint8_t* from = codes(slab, group);
+        const int8_t* q[T];
+        each<T>([&](auto t) { q[t] = x[t].values + group * kGroup; });
         I whole[T];
         each<kVectors / kAtOnce>([&](auto part) {
             I dots[T];
@@ -67,10 +69,9 @@ struct NibbleSlab {
                 const I packed = load_bytes(from + v * kBytes);
                 const I even = Format::unsigned_codes(low_nibbles(packed));
                 const I odd = Format::unsigned_codes(high_nibbles(packed));
-                const int64_t step = 2 * (group * kVectors + v);
                 each<T>([&](auto t) {
-                    dots[t] = add_quads(dots[t], even, quad(x[t], step));
-                    dots[t] = add_quads(dots[t], odd, quad(x[t], step + 1));
+                    dots[t] = add_quads(dots[t], even, quad(q[t] + 8 * v));
+                    dots[t] = add_quads(dots[t], odd, quad(q[t] + 8 * v + 4));
                 });
             });
             each<T>([&](auto t) {
@@ -94,33 +95,30 @@ struct ByteSlab {
     static constexpr int kGroup = 32;
     static constexpr int kVectors = kGroup / 4;
 
-    template <int T, int kChains, class Step>
-    static void steps(const Slab& slab, int64_t group, const Int8Activations* x, F* sums,
-                      const Step& count) {
-        const int64_t first_step = group * kVectors;
+    template <int T>
+    static void step(const uint8_t* from, const int8_t* const* q, int64_t column, I* dots) {
+        if (T <= 2) __builtin_prefetch(from + 2048);
+        const I w = load_bytes(from);
+        each<T>([&](auto t) { dots[t] = add_int8(dots[t], w, quad(q[t] + column)); });
+    }
+    template <int T, int kChains>
+    static void group(const Slab& slab, int64_t group, int64_t columns, const Int8Activations* x,
+                      F* sums) {
+        const uint8_t* from = slab.codes + group * kVectors * kBytes;
+        const int8_t* q[T];
         I dots[T];
-        each<T>([&](auto t) { dots[t] = no_integers(); });
-        for (int64_t i = 0; i < count; ++i) {
-            const uint8_t* from = slab.codes + (first_step + i) * kBytes;
-            if (T <= 2) __builtin_prefetch(from + 2048);
-            const I w = load_bytes(from);
-            each<T>([&](auto t) { dots[t] = add_int8(dots[t], w, quad(x[t], first_step + i)); });
-        }
+        each<T>([&](auto t) {
+            q[t] = x[t].values + group * kGroup;
+            dots[t] = no_integers();
+        });
+        const int64_t left = columns - group * kGroup;
+        const int64_t end = left < kGroup ? left : kGroup;
+        for (int64_t k = 0; k < end; k += 4) step<T>(from + k * kLanes, q, k, dots);
         each<T>([&](auto t) {
             F& first = sums[t * kChains];
             first = fma(integers_to_floats(dots[t]), splat(x[t].scale[group]), first);
             if (kInt8Zero != 0) first = fnma(splat(kInt8Zero), splat(x[t].sum[group]), first);
         });
-    }
-    template <int T, int kChains>
-    static void group(const Slab& slab, int64_t group, int64_t columns, const Int8Activations* x,
-                      F* sums) {
-        const int64_t left = columns / 4 - group * kVectors;
-        if (left >= kVectors) {
-            steps<T, kChains>(slab, group, x, sums, std::integral_constant<int64_t, kVectors>{});
-        } else {
-            steps<T, kChains>(slab, group, x, sums, left);
-        }
     }
     static F factor(const Task& task, int64_t n) {
         const int64_t size = task.w.scale_type == M2_F32 ? 4 : 2;
