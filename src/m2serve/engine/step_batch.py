@@ -59,15 +59,18 @@ class StepBatcher:
         counts: list[int],
         query_start_loc: list[int],
         block_table: np.ndarray,
-    ) -> tuple[np.ndarray, np.ndarray]:
-        """Position and slot of every token, int64 [T] each."""
-        positions = np.array([sequence.start for sequence in step.sequences])
-        owner = np.arange(len(counts))
-        if query_start_loc[-1] > len(counts):
-            owner = np.repeat(owner, counts)
-            positions = np.arange(len(owner)) + (positions - query_start_loc[:-1])[owner]
-        index, offset = np.divmod(positions, self._block_size)
-        slots = block_table[owner, index].astype(np.int64) * self._block_size + offset
+    ) -> tuple[np.ndarray | list[int], np.ndarray | list[int]]:
+        """Position and slot of every token, T each."""
+        size = self._block_size
+        starts = [sequence.start for sequence in step.sequences]
+        if query_start_loc[-1] == len(counts):  # a token each, as in most steps
+            found = zip(step.sequences, starts, strict=True)
+            return starts, [one.block_ids[at // size] * size + at % size for one, at in found]
+        owner = np.repeat(np.arange(len(counts)), counts)
+        first = np.array(starts) - query_start_loc[:-1]
+        positions = np.arange(len(owner)) + first[owner]
+        index, offset = np.divmod(positions, size)
+        slots = block_table[owner, index].astype(np.int64) * size + offset
         return positions, slots
 
     def _move(self, tensor: torch.Tensor) -> torch.Tensor:
