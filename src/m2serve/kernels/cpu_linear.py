@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import copy
 import ctypes
-from dataclasses import fields, replace
 from typing import Literal
 
 import torch
@@ -93,15 +93,9 @@ class CpuMatmul:
         native = cpu_weight(weight)
         if native is None or self._activation != "int8":
             return native, weight
-        copied = replace(
-            weight,
-            **{
-                field.name: value.clone()
-                for field in fields(weight)
-                if isinstance(value := getattr(weight, field.name), torch.Tensor)
-            },
-        )
+        copied = copy.deepcopy(weight)
         native = cpu_weight(copied)
+        assert native is not None
         _check(self._library.functions.m2_interleave(ctypes.byref(native)))
         return native, copied
 
