@@ -76,6 +76,10 @@ def test_int8_activations_are_near(format: str) -> None:
     x, ids = torch.randn(40, HIDDEN), spread_ids(40, 3)
     weights = torch.rand(ids.shape)
     expected = reference.experts(x, w13, w2, weights, ids)
+    for weight in (w13, w2):
+        described, _ = matmul("int8").describe(weight)
+        assert described is not None
+        assert described.interleaved
     y = matmul("int8").experts(x, w13, w2, weights, ids)
     assert_near(y, expected, 3e-2)
     assert not torch.equal(y, expected)

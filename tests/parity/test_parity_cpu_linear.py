@@ -140,7 +140,7 @@ def test_int8_activations_leave_weights_alone_that_have_no_slabs(
 ) -> None:
     """Of no integer code, of rows that are no whole slabs, or of half a step."""
     weight = make_weight(format, rows, columns)
-    for count in (3, 20):
+    for count in (1, 4):
         x = torch.randn(count, num_columns(weight))
         assert torch.equal(matmul("int8").linear(x, weight), matmul().linear(x, weight))
 

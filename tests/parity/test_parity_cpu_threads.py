@@ -108,6 +108,30 @@ def test_many_tokens_on_odd_experts(library: CpuLibrary) -> None:
     assert float((y - expected).abs().max()) < 3e-6 * float(expected.abs().max())
 
 
+@pytest.mark.parametrize("format", ["nvfp4", "int4-g128-zero-points", "int8"])
+def test_slabs_are_never_cut(library: CpuLibrary, format: str) -> None:
+    """Borders between threads and nodes lie between slabs, also where shares are few rows."""
+    matmul = CpuMatmul(library, "int8")
+    for rows in (16, 48, 256, 1040):
+        weight = make_weight(format, rows, 512)
+        for num_tokens in (1, 20):
+            x = torch.randn(num_tokens, 512)
+            y = same_with_any_threads(lambda: matmul.linear(x, weight))  # noqa: B023
+            expected = reference.linear(x, weight)
+            assert float((y - expected).abs().max()) < 3e-2 * float(expected.abs().max())
+    w13 = tamed(make_weight(format, 48, 128, batch=(9, 2)))
+    w2 = tamed(make_weight(format, 128, 128, batch=(9,), seed=1))
+    if format != "int8":
+        w13 = tamed(make_weight(format, 128, 128, batch=(9, 2)))
+    else:
+        w2 = tamed(make_weight(format, 128, 48, batch=(9,), seed=1))
+    x, ids = torch.randn(37, 128), torch.rand(37, 9).topk(3).indices
+    weights = torch.rand(ids.shape)
+    y = same_with_any_threads(lambda: matmul.experts(x, w13, w2, weights, ids))
+    expected = reference.experts(x, w13, w2, weights, ids)
+    assert float((y - expected).abs().max()) < 5e-2 * float(expected.abs().max())
+
+
 def test_routing_and_norms(library: CpuLibrary) -> None:
     kernels = CpuTokenKernels(library)
     x, gate = torch.randn(20, 96), torch.randn(256, 96) / 10

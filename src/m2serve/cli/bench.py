@@ -85,8 +85,10 @@ def engine(
         choose_dtype,
         choose_kv_cache_dtype,
         choose_num_threads,
+        has_cpu_kernels,
     )
     from m2serve.environment import this_machine
+    from m2serve.model.native import NativeMiniMaxM2
 
     if model is not None and (shape or layers or format):
         raise UsageError("--shape, --layers and --format describe random weights, not MODEL's")
@@ -102,8 +104,7 @@ def engine(
     chosen_dtype = choose_dtype(asked, chosen, machine)
     threads = choose_num_threads(asked, machine)
     torch.set_num_threads(threads)
-    kv_dtype = choose_kv_cache_dtype(asked, chosen, chosen_dtype)
-    config = EngineBenchConfig(batch, prompt, output, context, repeat, kv_dtype)
+    choose_kv_cache_dtype(asked, chosen_dtype, has_cpu_kernels(chosen))  # refused before loading
     formats = (attention_format or "", head_format or "")
     with Console(stderr=True).status("Loading weights"):
         if model is not None:
@@ -118,6 +119,8 @@ def engine(
                 DTYPES[chosen_dtype],
                 cpu_activation,
             )
+    kv_dtype = choose_kv_cache_dtype(asked, chosen_dtype, isinstance(measured, NativeMiniMaxM2))
+    config = EngineBenchConfig(batch, prompt, output, context, repeat, kv_dtype)
     with Console(stderr=True).status("Measuring"):
         result = run_engine_bench(measured, config)
     if as_json:

@@ -18,12 +18,12 @@ from m2serve.engine.config import EngineConfig
 from m2serve.engine.placement import (
     DTYPES,
     KV_CACHE_DTYPES,
-    check_kv_cache_dtype,
     choose_device,
     choose_dtype,
     choose_kv_cache_dtype,
     choose_num_threads,
     free_memory_bytes,
+    has_cpu_kernels,
 )
 from m2serve.engine.request import EngineRequest, SamplingParams, TokenLogprob
 from m2serve.engine.sampler import NOT_FINITE, Sampler
@@ -76,7 +76,7 @@ class ModelRunner:
         torch.set_num_threads(choose_num_threads(config, machine))
         device = choose_device(config)
         dtype = choose_dtype(config, device, machine)
-        kv_cache_dtype = choose_kv_cache_dtype(config, device, dtype)
+        choose_kv_cache_dtype(config, dtype, has_cpu_kernels(device))  # refused before the loading
         with Checkpoint.open(config.model_path) as checkpoint:
             check_config(config, checkpoint.shape)
             model = load_model(
@@ -89,7 +89,8 @@ class ModelRunner:
                 cpu_activation=config.cpu_activation,
             )
             eos_token_ids = _eos_token_ids(checkpoint)
-        check_kv_cache_dtype(kv_cache_dtype, isinstance(model, NativeMiniMaxM2))
+        is_native = isinstance(model, NativeMiniMaxM2)
+        kv_cache_dtype = choose_kv_cache_dtype(config, dtype, is_native)
         used_vocab_size = config.used_vocab_size or model.shape.vocab_size
 
         def with_blocks(num_blocks: int, max_model_len: int) -> ModelRunner:

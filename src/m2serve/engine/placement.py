@@ -35,13 +35,17 @@ def choose_dtype(config: EngineConfig, device: torch.device, machine: Machine) -
     return "bfloat16" if fast else "float32"
 
 
-def choose_kv_cache_dtype(config: EngineConfig, device: torch.device, dtype: str) -> str:
+def has_cpu_kernels(device: torch.device) -> bool:
+    """Whether the native kernels may compute; they do when they can take the checkpoint, too."""
+    return device.type == "cpu" and load_cpu_library() is not None
+
+
+def choose_kv_cache_dtype(config: EngineConfig, dtype: str, has_kernels: bool) -> str:
     """A key of KV_CACHE_DTYPES; raises UsageError.
 
     Unless the config says so it is `dtype`; where the CPU kernels read it, bfloat16 as the
     checkpoint's own, unless the config asks for float32 all through.
     """
-    has_kernels = device.type == "cpu" and load_cpu_library() is not None
     if config.kv_cache_dtype == "auto":
         return "bfloat16" if has_kernels and config.dtype == "auto" else dtype
     check_kv_cache_dtype(config.kv_cache_dtype, has_kernels)

@@ -15,7 +15,8 @@ from m2serve.kernels.cpu_weights import CpuWeight, cpu_weight
 
 # What the activations become before they meet a quantised weight: "float" leaves them as they are,
 # "int8" rounds them to int8 with a scale for every 16 or 32 values, for formats with integer codes
-# and a number of rows that is a multiple of 8 (AVX2) or 16 (AVX-512).
+# and a number of rows that is a multiple of 8 (AVX2) or 16 (AVX-512). Other weights meet many rows
+# in bfloat16 where the machine multiplies that, else float ones.
 CpuActivation = Literal["float", "int8"]
 
 _FLOAT, _BF16, INT8_ACTIVATION = range(3)  # m2_activation of cpu/types.h
@@ -41,7 +42,7 @@ class CpuMatmul:
 
     def linear(self, x_TK: torch.Tensor, weight: Weight) -> torch.Tensor:
         """x Wᵀ: [T, K] -> [T, N]; float32 sums, the result in x's dtype."""
-        native, _kept = self._described(weight)
+        native, _kept = self.describe(weight)
         if native is None or native.columns != x_TK.shape[-1]:
             return reference.linear(x_TK, weight)
         x = x_TK.contiguous().float()
@@ -66,8 +67,8 @@ class CpuMatmul:
         ids_Tk: torch.Tensor,
     ) -> torch.Tensor:
         """Sum over the chosen experts of weight * W2(silu(W1 x) * W3 x), [T, H], in x's dtype."""
-        native13, _kept13 = self._described(w13)
-        native2, _kept2 = self._described(w2)
+        native13, _kept13 = self.describe(w13)
+        native2, _kept2 = self.describe(w2)
         if native13 is None or native2 is None or not _fit(native13, native2, x_TH.shape[-1]):
             return reference.experts(x_TH, w13, w2, weights_Tk, ids_Tk)
         x = x_TH.contiguous().float()
@@ -88,7 +89,7 @@ class CpuMatmul:
         _check(failed)
         return y.to(x_TH.dtype)
 
-    def _described(self, weight: Weight) -> tuple[CpuWeight | None, Weight]:
+    def describe(self, weight: Weight) -> tuple[CpuWeight | None, Weight]:
         """The weight as the library takes it, and the one that owns what it points to."""
         native = cpu_weight(weight)
         if native is None or self._activation != "int8":

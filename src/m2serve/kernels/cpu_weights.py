@@ -52,6 +52,11 @@ class CpuWeight(ctypes.Structure):
     )
 
 
+def has_integer_codes(weight: CpuWeight) -> bool:
+    """Whether int8 activations can meet the weight, once it is interleaved."""
+    return weight.format in (_NVFP4, _MXFP4, _INT4, _INT8)
+
+
 def describe_weight(weight: Weight) -> str:
     """In words, for a message about one the kernels cannot take."""
     sizes = (

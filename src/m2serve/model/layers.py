@@ -48,6 +48,10 @@ class ModelWeights:
     # Rows in the order of the CPU kernels' int8 activations: nothing else can read the matrices.
     is_interleaved: bool = False
 
+    def mark_interleaved(self) -> None:
+        """The one change: what is done to the tensors cannot be undone, whoever holds them."""
+        object.__setattr__(self, "is_interleaved", True)
+
     @property
     def nbytes(self) -> int:
         """Bytes of all tensors as they lie in memory."""

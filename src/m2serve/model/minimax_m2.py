@@ -23,6 +23,7 @@ class MiniMaxM2:
     """Weights and the kernels that compute with them; holds no state between calls."""
 
     def __init__(self, shape: ModelShape, weights: ModelWeights, kernels: Kernels) -> None:
+        assert not weights.is_interleaved, "only the model they were interleaved for can read them"
         self.shape = shape
         self.weights = weights
         self.kernels = kernels

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import ctypes
 import logging
-from dataclasses import replace
 
 import torch
 
@@ -21,9 +20,9 @@ from m2serve.kernels.cpu_attention import (
     rotary_frequencies,
 )
 from m2serve.kernels.cpu_library import CpuLibrary, describe_cpu_kernels, load_cpu_library
-from m2serve.kernels.cpu_linear import CpuActivation, activation_code
+from m2serve.kernels.cpu_linear import INT8_ACTIVATION, CpuActivation, activation_code
 from m2serve.kernels.cpu_step import CpuLayer, CpuModel, CpuStep
-from m2serve.kernels.cpu_weights import CpuWeight, cpu_weight, describe_weight
+from m2serve.kernels.cpu_weights import CpuWeight, cpu_weight, describe_weight, has_integer_codes
 from m2serve.kernels.dispatch import Kernels, select_kernels
 from m2serve.model.batch import ForwardBatch, KVCache
 from m2serve.model.layers import LayerWeights, ModelWeights
@@ -31,6 +30,8 @@ from m2serve.model.minimax_m2 import MiniMaxM2
 from m2serve.spec.shape import ModelShape
 
 logger = logging.getLogger(__name__)
+
+_MOST_NAMED = 3
 
 
 def make_model(
@@ -42,7 +43,6 @@ def make_model(
     alone from then on. Raises UsageError for rounded activations where the native kernels do not
     run, and CheckpointError for a matrix with a NaN that they would not pass on.
     """
-    assert not weights.is_interleaved, "only the model they were interleaved for can read them"
     device = weights.embedding.device
     kernels = select_kernels(device)
     library = load_cpu_library() if device.type == "cpu" else None
@@ -55,7 +55,6 @@ def make_model(
         packed = _Packed(shape, weights, cpu_activation, library)
         if not packed.missing:
             logger.info("%s, %s activations", describe_cpu_kernels(), cpu_activation)
-            weights = replace(weights, is_interleaved=cpu_activation == "int8")
             return NativeMiniMaxM2(shape, weights, kernels, library, packed)
         if cpu_activation != "float":
             raise UsageError(
@@ -82,7 +81,17 @@ class NativeMiniMaxM2(MiniMaxM2):
     ) -> None:
         super().__init__(shape, weights, kernels)
         self._packed = packed
+        if packed.model.activation == INT8_ACTIVATION:
+            weights.mark_interleaved()
         self.step = CpuStep(library, packed.model)
+        left = packed.not_interleaved() if weights.is_interleaved else []
+        if left:
+            logger.warning(
+                "float activations for %d matrices, whose rows are no whole slabs: %s%s",
+                len(left),
+                ", ".join(left[:_MOST_NAMED]),
+                ", ..." if len(left) > _MOST_NAMED else "",
+            )
         self._kv_cache: tuple[KVCache, CpuKVCache] | None = None
 
     def forward(self, batch: ForwardBatch, kv_cache: KVCache) -> torch.Tensor:
@@ -158,6 +167,17 @@ class _Packed:
             w13=weight("block_sparse_moe.experts w1, w3", moe.w13),
             w2=weight("block_sparse_moe.experts w2", moe.w2),
         )
+
+    def not_interleaved(self) -> list[str]:
+        """Matrices with integer codes that are as they were stored."""
+        parts = {"lm_head": self.model.lm_head}
+        for index in range(self.model.num_layers):
+            layer = self.model.layers[index]
+            for name in ("q_proj", "k_proj", "v_proj", "o_proj", "w13", "w2"):
+                parts[f"layers.{index} {name}"] = getattr(layer, name)
+        return [
+            name for name, one in parts.items() if has_integer_codes(one) and not one.interleaved
+        ]
 
     def _weight(self, name: str, weight: Weight) -> CpuWeight:
         """Raises CheckpointError for a NaN, which the kernels would turn into some number."""

@@ -61,17 +61,18 @@ def test_the_cache_has_the_dtype_asked_for(tmp_path: Path, name: KVCacheDType) -
 
 
 def test_pytorch_refuses_a_cache_it_cannot_read() -> None:
-    cuda = torch.device("cuda", 0)
     config = EngineConfig(model_path="x", kv_cache_dtype="fp8")
     with pytest.raises(UsageError) as caught:
-        placement.choose_kv_cache_dtype(config, cuda, "bfloat16")
+        placement.choose_kv_cache_dtype(config, "bfloat16", has_kernels=False)
     assert str(caught.value) == (
         "--kv-cache-dtype is fp8, which only the compiled CPU kernels read, and PyTorch computes "
         "here; allowed: auto, bfloat16, float32"
     )
     config = EngineConfig(model_path="x", kv_cache_dtype="bfloat16")
-    assert placement.choose_kv_cache_dtype(config, cuda, "float32") == "bfloat16"
-    assert placement.choose_kv_cache_dtype(EngineConfig(model_path="x"), cuda, "b") == "b"
+    assert placement.choose_kv_cache_dtype(config, "float32", has_kernels=False) == "bfloat16"
+    assert (
+        placement.choose_kv_cache_dtype(EngineConfig(model_path="x"), "b", has_kernels=False) == "b"
+    )
 
 
 @pytest.mark.parametrize(
@@ -79,11 +80,10 @@ def test_pytorch_refuses_a_cache_it_cannot_read() -> None:
     [("auto", True, "bfloat16"), ("float32", True, "float32"), ("auto", False, "float32")],
 )
 def test_the_native_cache_is_bfloat16_unless_a_dtype_is_asked_for(
-    dtype: Any, has_kernels: bool, chosen: str, monkeypatch: pytest.MonkeyPatch
+    dtype: Any, has_kernels: bool, chosen: str
 ) -> None:
-    monkeypatch.setattr(placement, "load_cpu_library", lambda: object() if has_kernels else None)
     config = EngineConfig(model_path="x", dtype=dtype)
-    assert placement.choose_kv_cache_dtype(config, torch.device("cpu"), "float32") == chosen
+    assert placement.choose_kv_cache_dtype(config, "float32", has_kernels) == chosen
 
 
 def test_the_device_is_what_there_is(monkeypatch: pytest.MonkeyPatch) -> None:

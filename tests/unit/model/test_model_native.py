@@ -70,6 +70,16 @@ def test_which_kernels_compute_is_said(caplog: pytest.LogCaptureFixture) -> None
     assert "int8 activations" in caplog.text
 
 
+def test_matrices_that_keep_float_activations_are_named(caplog: pytest.LogCaptureFixture) -> None:
+    shape = replace(SHAPE, vocab_size=100)
+    cpu = torch.device("cpu")
+    weights = dummy_weights(shape, "int8", head_format="int8", device=cpu, dtype=torch.float32)
+    assert make_model(shape, weights, "int8").weights.is_interleaved
+    assert "float activations for 1 matrices, whose rows are no whole slabs: lm_head" in caplog.text
+    with pytest.raises(AssertionError, match="interleaved"):
+        make_model(shape, weights)
+
+
 def test_what_the_kernels_cannot_take_is_named(caplog: pytest.LogCaptureFixture) -> None:
     weights = dummy("bf16")
     odd = Fp8BlockWeight(

@@ -45,7 +45,7 @@ bool can_interleave(const m2_weight& weight) {
     switch (weight.format) {
         case M2_NVFP4:
         case M2_MXFP4:
-        case M2_INT4: return true;
+        case M2_INT4: return weight.columns % weight.group == 0;
         case M2_INT8: return weight.columns % kStepBytes == 0;
         default: return false;
     }

@@ -15,8 +15,6 @@ namespace {
 // number of every four bytes.
 template <int32_t format>
 constexpr int kParts = 4 / kv_element_bytes(format);
-template <int32_t format>
-constexpr int kUnitDims = kLanes * kParts<format>;
 
 template <int32_t format, int part>
 inline F kv_part(I unit) {

@@ -65,8 +65,9 @@ struct Matrix {
 enum class ActivationKind : int32_t { kFloat, kBf16, kInt8 };
 
 // Activations as the kernels want them: padded with zeros, permuted to the order in which the
-// format's bytes unfold (int8 of four-bit formats: of every eight columns the even ones first). scale and sum have an entry for every `group` columns: the int8 scale, and
-// the sum of the (dequantised) values, which a zero point multiplies.
+// format's bytes unfold (int8 of four-bit formats: of every eight columns the even ones first).
+// scale and sum have an entry for every `group` columns: the int8 scale, and the sum of the
+// (dequantised) values, which a zero point multiplies.
 struct Activations {
     ActivationKind kind;
     int32_t group;
