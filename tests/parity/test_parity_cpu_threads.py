@@ -13,7 +13,7 @@ import pytest
 import torch
 from stored import FORMATS, make_weight, num_columns
 from test_parity_cpu_experts import tamed
-from test_parity_cpu_linear import assert_near
+from test_parity_cpu_linear import assert_near, rounded_to_int8
 
 from m2serve.bench.dummy import dummy_weights
 from m2serve.bench.shapes import MID
@@ -117,14 +117,11 @@ def test_slabs_are_never_cut(library: CpuLibrary, format: str) -> None:
         for num_tokens in (1, 20):
             x = torch.randn(num_tokens, 512)
             y = same_with_any_threads(lambda: matmul.linear(x, weight))  # noqa: B023
-            expected = reference.linear(x, weight)
-            assert float((y - expected).abs().max()) < 3e-2 * float(expected.abs().max())
-    w13 = tamed(make_weight(format, 48, 128, batch=(9, 2)))
-    w2 = tamed(make_weight(format, 128, 128, batch=(9,), seed=1))
-    if format != "int8":
-        w13 = tamed(make_weight(format, 128, 128, batch=(9, 2)))
-    else:
-        w2 = tamed(make_weight(format, 128, 48, batch=(9,), seed=1))
+            rounded = rounded_to_int8(x, 16 if format == "nvfp4" else 32)
+            assert_near(y, rounded, weight, offset_codes=True)
+    width = 48 if format == "int8" else 128
+    w13 = tamed(make_weight(format, width, 128, batch=(9, 2)))
+    w2 = tamed(make_weight(format, 128, width, batch=(9,), seed=1))
     x, ids = torch.randn(37, 128), torch.rand(37, 9).topk(3).indices
     weights = torch.rand(ids.shape)
     y = same_with_any_threads(lambda: matmul.experts(x, w13, w2, weights, ids))
