@@ -87,6 +87,7 @@ FLAGS = {
         "--device",
         "--dtype",
         "--cpu-activation",
+        "--kv-cache-dtype",
         "--json",
     ],
 }
