@@ -40,6 +40,7 @@ inline simde__m512i emulated_srai(simde__m512i value, int by) {
     return value;
 }
 #define _mm512_srai_epi32(a, by) emulated_srai(a, by)
+#define _mm512_shuffle_f32x4(a, b, parts) simde_mm512_shuffle_f32x4(a, b, parts)
 #define _mm512_cvtepi32_ps(a) emulated_lanes<simde__m512>(a, int32_t{})
 #define _mm512_cvtps_epi32(a) emulated_lanes<simde__m512i>(a, float{})
 #define _mm512_cvtepu16_epi32(a) emulated_lanes<simde__m512i>(a, uint16_t{})
