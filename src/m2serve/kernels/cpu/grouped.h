@@ -9,6 +9,7 @@
 #include <cstring>
 
 #include "each.h"
+#include "unit.h"
 #include "types.h"
 
 namespace m2::M2_ISA {
@@ -124,13 +125,6 @@ constexpr int kLog2LanesPerGroup = Format::kGroup == 16 ? 1 : 2;
 template <class Format>
 inline F scaled_zeros(const Row& row, int64_t first, int count, F scale) {
     return mul(scale, Format::kZero < 0 ? Format::zeros(row, first, count) : splat(Format::kZero));
-}
-
-inline I load_unit(const uint8_t* codes, int64_t bytes) {
-    if (bytes >= kBytes) return load_bytes(codes);
-    alignas(64) uint8_t buffer[kBytes] = {};
-    std::memcpy(buffer, codes, static_cast<size_t>(bytes));
-    return load_bytes(buffer);
 }
 
 template <int v>

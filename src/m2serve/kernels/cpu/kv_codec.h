@@ -7,6 +7,7 @@
 #include "each.h"
 #include "exponential.h"
 #include "token_types.h"
+#include "unit.h"
 
 namespace m2::M2_ISA {
 namespace {
@@ -52,14 +53,6 @@ struct HeadVectors {
     const uint8_t* at(int64_t place) const { return base + place * bytes; }
 };
 
-// A unit of which only `bytes` may be there.
-inline I load_kv_unit(const uint8_t* from, int64_t bytes) {
-    if (bytes >= kBytes) return load_bytes(from);
-    alignas(64) uint8_t rest[kBytes] = {};
-    std::memcpy(rest, from, static_cast<size_t>(bytes));
-    return load_bytes(rest);
-}
-
 constexpr int64_t kTurned = 2 * kLanes;
 
 // kLanes keys turned about: dimension d of key j goes to tile[d * kTurned + j].
@@ -68,7 +61,7 @@ inline void turn_keys(const HeadVectors& keys, const int64_t* places, float* til
     for (int64_t b = 0; b < keys.bytes; b += kBytes) {
         F square[kLanes];
         each<kLanes>([&](auto j) {
-            square[j] = as_float(load_kv_unit(keys.at(places[j]) + b, keys.bytes - b));
+            square[j] = as_float(load_unit(keys.at(places[j]) + b, keys.bytes - b));
         });
         transpose(square);
         float* to = tile + b / kv_element_bytes(format) * kTurned;

@@ -3,9 +3,9 @@
 #include <algorithm>
 #include <cmath>
 #include <limits>
-#include <new>
 #include <vector>
 
+#include "guarded.h"
 #include "pool.h"
 
 namespace m2 {
@@ -138,14 +138,11 @@ extern "C" {
 // when there was no memory.
 int m2_choose_tokens(const float* logits, int64_t num_rows, int64_t vocab, int64_t stride,
                      const m2_choice* choices, int64_t* ids) {
-    m2::parallel_for(num_rows, [&](int64_t row, int) {
-        try {
+    return m2::guarded([&] {
+        m2::parallel_for(num_rows, [&](int64_t row, int) {
             ids[row] = m2::choose_token(logits + row * stride, vocab, choices[row]);
-        } catch (const std::bad_alloc&) {
-            ids[row] = -2;
-        }
+        });
     });
-    return std::find(ids, ids + num_rows, -2) == ids + num_rows ? 0 : 1;
 }
 
 }  // extern "C"
