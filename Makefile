@@ -61,7 +61,7 @@ quiz-formats: $(STAMP)  ## what each storage format costs the miniature: the qui
 	scripts/quiz_formats.sh
 
 miniature: $(STAMP)  ## train the small model that speaks: under two hours on two cores (training/README.md)
-	$(BIN)/python -m training.train build/miniature --device cpu --minutes 105
+	$(BIN)/python -m training.train build/miniature --minutes 100
 
 clean:
 	rm -rf $(VENV) build dist

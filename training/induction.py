@@ -1,4 +1,5 @@
-"""A start from which copying is learnt in minutes: two heads that already look the right way.
+"""A start from which copying is learnt in minutes: two heads that already look the right way, and a
+head that knows what the second has read.
 
 Copying, and with it tool arguments and needles, waits for an induction head: one head that looks at
 the previous token, and one in a later layer that looks for the place where the present token was
@@ -20,8 +21,8 @@ CONSTANT = 2.0  # of the embedding's column 0; the others have a deviation of 0.
 # Of the pairs that rotate fastest: together they peak one token back, and nowhere near so high
 # within some thousand tokens.
 PREVIOUS_TOKEN_WEIGHTS = (8.0, 6.0, 4.0, 4.0, 3.0)
-OUTPUT_STD = 1 / 16
-MATCH_WEIGHT = 1.5
+MATCH_WEIGHT = 4.0
+SAID_NORM = 1.0  # of the part of a row of the head that comes from the embedding
 KEPT = 0.3  # of the random weights of the matching head's rotating dims
 
 
@@ -35,6 +36,7 @@ def lay_out_induction(model: MiniatureM2, generator: torch.Generator) -> None:
     _write(first, model, generator)
     _match(first, second, model)
     _write(second, model, generator)
+    _say(second, model)
 
 
 def _look_back(attention: Attention, model: MiniatureM2, constant: float) -> None:
@@ -48,14 +50,17 @@ def _look_back(attention: Attention, model: MiniatureM2, constant: float) -> Non
     attention.q_proj[:half, 0] = weights * angles.cos()
     attention.q_proj[half : 2 * half, 0] = -weights * angles.sin()
     attention.k_proj[:half, 0] = weights
-    attention.v_proj[:head, 0] = 0
 
 
 def _write(attention: Attention, model: MiniatureM2, generator: torch.Generator) -> None:
-    """What head 0 has read goes to the residual stream; all other heads start silent."""
-    size = (model.shape.hidden_size, model.shape.head_dim)
-    attention.o_proj[:, : size[1]] = torch.randn(size, generator=generator) * OUTPUT_STD
+    """What head 0 reads, as far as 64 numbers hold it, goes to the residual stream; all other heads
+    start silent."""
+    size = (model.shape.hidden_size - 1, model.shape.head_dim)
+    read, written = torch.randn((2, *size), generator=generator)
+    attention.v_proj[: size[1], 0] = 0
+    attention.v_proj[: size[1], 1:] = torch.linalg.qr(read).Q.T
     attention.o_proj[0] = 0
+    attention.o_proj[1:, : size[1]] = torch.linalg.qr(written).Q
 
 
 def _match(first: Attention, second: Attention, model: MiniatureM2) -> None:
@@ -66,10 +71,17 @@ def _match(first: Attention, second: Attention, model: MiniatureM2) -> None:
     second.k_proj[:rotary] *= KEPT
     still = slice(rotary, head)
     second.q_proj[still] = MATCH_WEIGHT * first.v_proj[still]
-    norm = model.shape.hidden_size * OUTPUT_STD**2
-    second.k_proj[still] = MATCH_WEIGHT / (2 * norm) * first.o_proj[:, still].T
+    second.k_proj[still] = MATCH_WEIGHT / 2 * first.o_proj[:, still].T
     second.q_proj[still, 0] = 0
     second.k_proj[still, 0] = 0
+
+
+def _say(attention: Attention, model: MiniatureM2) -> None:
+    """The head takes what head 0 of `attention` writes of a token for that token."""
+    head = model.shape.head_dim
+    written_HH = attention.o_proj[:, :head] @ attention.v_proj[:head]
+    mapped = (model.embed_tokens @ written_HH.T).norm(dim=1).mean()
+    model.head_map.copy_(SAID_NORM / mapped * written_HH)
 
 
 def _attention(model: MiniatureM2, index: int) -> Attention:

@@ -38,15 +38,15 @@ GENERATORS: Mapping[str, Generator] = {
 }
 # Documents, not tokens.
 WEIGHTS: Mapping[str, float] = {
-    "free_question": 33,
-    "multiple_choice": 22,
-    "arithmetic": 9,
-    "tool_use": 26,
+    "free_question": 28,
+    "multiple_choice": 23,
+    "arithmetic": 11,
+    "tool_use": 28,
     "retrieval": 5,
-    "copying": 5,
+    "copying": 3,
     "small_talk": 4,
     "json_object": 4,
-    "python_function": 2,
+    "python_function": 4,
 }
 SYSTEM_SHARE = 0.12
 
@@ -70,11 +70,11 @@ class Stage:
 
 
 STAGES = (
-    Stage("first", 0.04, 768, 0.0, 0, 0.5, 0.4),
-    Stage("drills", 0.14, 768, 0.0, 0, 0.5, 0.75),
-    Stage("short", 0.62, 768, 0.0, 0, 0.5, 0.35),
-    Stage("medium", 0.84, 2048, 0.03, 500, 1.0, 0.35),
-    Stage("long", 1.0, 4096, 0.03, 600, 1.0, 0.25),
+    Stage("first", 0.04, 768, 0.0, 0, 0.5, 0.3),
+    Stage("drills", 0.14, 768, 0.0, 0, 0.5, 0.6),
+    Stage("short", 0.62, 768, 0.0, 0, 0.5, 0.3),
+    Stage("medium", 0.84, 2048, 0.03, 500, 1.0, 0.3),
+    Stage("long", 1.0, 4096, 0.03, 600, 1.0, 0.2),
 )
 LONG_MARGIN = 0.9  # tokens are estimated when the text is drawn
 

@@ -46,6 +46,7 @@ class MiniatureM2(nn.Module):
         )
         self.norm = nn.Parameter(torch.ones(hidden))
         self.lm_head = _normal((shape.vocab_size, hidden), 0.5 * hidden**-0.5, generator)
+        self.head_map = nn.Parameter(torch.zeros(hidden, hidden))
         exponents = torch.arange(0, shape.rotary_dim, 2).float() / shape.rotary_dim
         positions = torch.arange(shape.max_position_embeddings).float()
         angles = positions[:, None, None] / shape.rope_theta**exponents
@@ -68,7 +69,16 @@ class MiniatureM2(nn.Module):
     def head(self, x_RH: torch.Tensor) -> torch.Tensor:
         """Float32 logits [R, V] of the residual stream behind the last layer."""
         normed = rms_norm(x_RH, self.norm, self.shape.rms_norm_eps)
-        return F.linear(normed, self.lm_head).float()
+        return F.linear(normed, self.head_weight()).float()
+
+    def head_weight(self) -> torch.Tensor:
+        """[V, H], what a checkpoint calls `lm_head`: a row of the token's own and one mapped from
+        its embedding.
+
+        With the map, saying a token that is only ever read is learnt from the others; with rows of
+        their own alone, such tokens were never copied. The embedding itself learns from reading.
+        """
+        return self.lm_head + F.linear(self.embed_tokens.detach(), self.head_map)
 
     def residuals(
         self, token_ids_T: torch.Tensor, blocks: Sequence[Block], is_real_T: torch.Tensor
@@ -217,11 +227,11 @@ def apply_rotary(x_TQD: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> t
 
 
 def checkpoint_tensors(model: MiniatureM2) -> dict[str, torch.Tensor]:
-    """The weights under MiniMax-M2's tensor names; views, nothing is copied."""
+    """The weights under MiniMax-M2's tensor names; views, but for the head."""
     tensors = {
         "model.embed_tokens.weight": model.embed_tokens.detach(),
         "model.norm.weight": model.norm.detach(),
-        "lm_head.weight": model.lm_head.detach(),
+        "lm_head.weight": model.head_weight().detach(),
     }
     for index, layer in enumerate(model.layers):
         assert isinstance(layer, DecoderLayer)
@@ -246,6 +256,8 @@ def load_checkpoint_tensors(model: MiniatureM2, tensors: Mapping[str, torch.Tens
     with torch.no_grad():
         for name, tensor in checkpoint_tensors(model).items():
             tensor.copy_(tensors[name])
+        model.lm_head.copy_(tensors["lm_head.weight"])
+        model.head_map.zero_()
 
 
 def num_parameters(shape: ModelShape) -> int:

@@ -13,7 +13,6 @@ tokenizer of another run are the start, and the schedule is entered at --begin.
 from __future__ import annotations
 
 import argparse
-import ctypes
 import json
 import math
 import os
@@ -22,14 +21,14 @@ import shutil
 import sys
 import time
 from collections import deque
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 from concurrent.futures import Future, ProcessPoolExecutor
 from dataclasses import replace
+from functools import partial
 from multiprocessing import get_context
 from pathlib import Path
 
 import torch
-import torch.nn.functional as F
 
 from m2serve.chat.tokenizer import Tokenizer
 from m2serve.spec.shape import ModelShape
@@ -37,11 +36,13 @@ from training.batches import Batch, draw_batch, start_worker
 from training.checkpointing import Counters, drop_rows_from, restore, save
 from training.export import export
 from training.induction import lay_out_induction
+from training.memory import keep_freed_memory
 from training.mixture import STAGES, stage_at
 from training.modeling import MiniatureM2, num_parameters
-from training.optimizer import Optimizer, balance_experts, clip_gradients, load_summary
+from training.optimizer import Optimizer
 from training.probe import append_scores, probe_documents, score
 from training.schedule import Budget, rate_factor
+from training.team import Order, Team
 from training.tokenizer import NUM_DOCUMENTS, VOCAB_SIZE, train_tokenizer, write_tokenizer
 
 SHAPE = ModelShape(
@@ -75,6 +76,7 @@ class Run:
         )
         self.step_tokens = options.step_tokens or STEP_TOKENS[options.device]
         self.num_workers = options.workers
+        self.num_processes = options.processes
         if options.after and not (folder / "tokenizer").is_dir():
             shutil.copytree(options.after / "tokenizer", folder / "tokenizer")
         self.tokenizer_folder = _ready_tokenizer(folder / "tokenizer", options.seed)
@@ -97,15 +99,21 @@ class Run:
 
     def train(self) -> None:
         """Until the budget is spent; then writes the model's folder."""
+        num_processes = self.num_processes
+        with Team(self.model, self.optimizer, self.tokenizer_folder, num_processes) as team:
+            self._train(team)
+        export(self.model, self.tokenizer_folder, self.folder / "model")
+
+    def _train(self, team: Team) -> None:
         next_probe = math.ceil(self.progress() * NUM_PROBES) / NUM_PROBES
         last_save_s = self.counters.elapsed_s
-        batches = self._batches()
+        steps = self._steps()
         while self.progress() < 1.0:
             if self.progress() >= next_probe:
                 self._probe()
                 next_probe += 1 / NUM_PROBES
             started_s = time.monotonic()
-            row = self._step(next(batches))
+            row = team.step(*next(steps))
             row["step_s"] = round(time.monotonic() - started_s, 3)
             elapsed_s = self.counters.elapsed_s + time.monotonic() - started_s
             self._log(row)
@@ -120,54 +128,39 @@ class Run:
                 last_save_s = elapsed_s
         self._probe()
         self._save()
-        batches.close()
-        export(self.model, self.tokenizer_folder, self.folder / "model")
+        steps.close()
 
-    def _step(self, batch: Batch) -> dict[str, float]:
-        factor = rate_factor(self.progress())
-        batch = batch.to(self.device)
-        is_cuda = self.device.type == "cuda"
-        with torch.autocast(self.device.type, torch.bfloat16, enabled=is_cuda):
-            result = self.model(batch.token_ids, batch.blocks, batch.rows, batch.is_real)
-        loss = F.cross_entropy(result.logits, batch.targets)
-        loss.backward()
-        norm = clip_gradients(self.model.parameters())
-        self.optimizer.step(factor)
-        balance_experts(self.model, result.loads, factor)
-        return {
-            "tokens": int(batch.is_real.sum()),
-            "predicted": len(batch.targets),
-            "loss": round(float(loss.detach()), 4),
-            "gradient_norm": round(norm, 3),
-            "rate": round(factor, 4),
-            **load_summary(result.loads),
-        }
-
-    def _batches(self) -> Generator[Batch, None, None]:
-        """In order; with workers, drawn ahead for the stage the run is in at that moment."""
+    def _steps(self) -> Generator[tuple[Order, Callable[[], Batch]], None, None]:
+        """With what brings this process's documents; with workers, drawn ahead for the stage the
+        run is in at that moment."""
         if not self.num_workers:
             start_worker(self.tokenizer_folder)
             while True:
-                yield draw_batch(*self._draw_arguments(self.counters.step))
+                order = self._order(self.counters.step)
+                yield order, partial(draw_batch, *order.drawing(0, self.num_processes))
         pool = ProcessPoolExecutor(
             self.num_workers, get_context("spawn"), start_worker, (self.tokenizer_folder,)
         )
         with pool:
-            waiting: deque[Future[Batch]] = deque()
+            waiting: deque[tuple[Order, Future[Batch]]] = deque()
             step = self.counters.step
             try:
                 while True:
                     while len(waiting) < 2 * self.num_workers:
-                        waiting.append(pool.submit(draw_batch, *self._draw_arguments(step)))
+                        order = self._order(step)
+                        drawing = order.drawing(0, self.num_processes)
+                        waiting.append((order, pool.submit(draw_batch, *drawing)))
                         step += 1
-                    yield waiting.popleft().result()
+                    order, drawn = waiting.popleft()
+                    yield order, drawn.result
             finally:
                 pool.shutdown(cancel_futures=True)
 
-    def _draw_arguments(self, step: int) -> tuple[int, int, int, int]:
-        stage = stage_at(self.budget.progress(step, self.counters.elapsed_s))
+    def _order(self, step: int) -> Order:
+        progress = self.budget.progress(step, self.counters.elapsed_s)
+        stage = stage_at(progress)
         num_tokens = round(self.step_tokens * STAGES[stage].step_share)
-        return self.counters.seed, stage, step, num_tokens
+        return Order(self.counters.seed, stage, step, num_tokens, rate_factor(progress))
 
     def _log(self, row: dict[str, float]) -> None:
         at = {
@@ -202,6 +195,7 @@ class Run:
             "step_tokens": self.step_tokens,
             "parameters": num_parameters(SHAPE),
             "device": device,
+            "processes": self.num_processes,
             "threads": torch.get_num_threads(),
             "torch": torch.__version__,
         }
@@ -216,16 +210,6 @@ def _ready_tokenizer(folder: Path, seed: int) -> Path:
     return folder
 
 
-def _keep_freed_memory() -> None:
-    """Tell glibc not to give memory back between steps: on a CPU a quarter of the time is spent
-    on getting the same pages again. Elsewhere nothing happens."""
-    mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
-    if mallopt is not None:
-        m_trim_threshold, m_mmap_max = -1, -4
-        mallopt(m_mmap_max, 0)
-        mallopt(m_trim_threshold, 2**31 - 1)
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description="Train the miniature.")
     parser.add_argument("folder", type=Path)
@@ -237,12 +221,16 @@ def main() -> None:
     parser.add_argument("--after", type=Path, help="the folder of a run to start from")
     parser.add_argument("--begin", type=float, default=0.4, help="with --after: progress at start")
     parser.add_argument("--step-tokens", type=int, default=0, help="0: by device")
-    parser.add_argument("--threads", type=int, default=os.cpu_count())
+    parser.add_argument("--processes", type=int, help="default: one a core, at most 4; GPU: 1")
     parser.add_argument("--workers", type=int, default=0, help="processes that draw text ahead")
     options = parser.parse_args()
-    torch.set_num_threads(options.threads)
-    if options.device == "cpu":
-        _keep_freed_memory()
+    if options.device == "cuda":
+        options.processes = 1
+    else:
+        cores = os.cpu_count() or 1
+        options.processes = options.processes or min(cores, 4)
+        torch.set_num_threads(cores // options.processes)
+        keep_freed_memory()
     options.folder.mkdir(parents=True, exist_ok=True)
     run = Run(options.folder, options)
     run.describe()

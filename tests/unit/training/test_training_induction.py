@@ -52,3 +52,21 @@ def test_random_heads_do_not() -> None:
     back, follows = _mean_attention(is_laid_out=False)
     assert back < 0.1
     assert follows < 0.1
+
+
+def _copied(is_laid_out: bool) -> float:
+    """Share of tokens, of what one sees twice, that are the likeliest the second time."""
+    model = MiniatureM2(SHAPE, torch.Generator().manual_seed(0))
+    if is_laid_out:
+        lay_out_induction(model, torch.Generator().manual_seed(1))
+    once = torch.randperm(SHAPE.vocab_size, generator=torch.Generator().manual_seed(2))[:200]
+    rows = torch.arange(len(once), 2 * len(once) - 1)
+    with torch.no_grad():
+        real = torch.ones(2 * len(once), dtype=torch.bool)
+        logits = model(once.repeat(2), (Block(1, len(real)),), rows, real).logits
+    return float((logits.argmax(1) == once[1:]).float().mean())
+
+
+def test_any_token_is_copied_before_training() -> None:
+    assert _copied(is_laid_out=True) > 0.6
+    assert _copied(is_laid_out=False) < 0.05

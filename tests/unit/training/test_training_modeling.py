@@ -48,7 +48,7 @@ def random_model(seed: int = 0) -> MiniatureM2:
     generator = torch.Generator().manual_seed(seed)
     model = MiniatureM2(SMALL, generator)
     with torch.no_grad():
-        for tensor in checkpoint_tensors(model).values():
+        for tensor in model.state_dict().values():
             tensor += 0.05 * torch.randn(tensor.shape, generator=generator)
     return model
 
@@ -73,6 +73,29 @@ def test_logits_equal_those_of_the_served_model(exported: Path) -> None:
         rows, is_real = torch.arange(60), torch.ones(60, dtype=torch.bool)
         got = model(ids, [Block(2, 20), Block(1, 20)], rows, is_real).logits
     torch.testing.assert_close(got, expected, rtol=1e-4, atol=1e-4)
+
+
+def test_what_is_loaded_is_the_head_whatever_it_was_made_of(exported: Path) -> None:
+    stored = load_file(exported / "model.safetensors")
+    model = random_model(seed=9)
+    load_checkpoint_tensors(model, stored)
+    assert torch.equal(
+        checkpoint_tensors(model)["lm_head.weight"], stored["lm_head.weight"].float()
+    )
+
+
+def test_the_embedding_learns_from_reading_alone() -> None:
+    model = random_model()
+    never_read = 7
+    rows, is_real = torch.arange(10), torch.ones(10, dtype=torch.bool)
+    logits = model(torch.arange(10) + 100, [Block(1, 10)], rows, is_real).logits
+    logits[:, never_read].sum().backward()
+    assert model.lm_head.grad is not None
+    assert bool(model.lm_head.grad[never_read].any())
+    assert model.head_map.grad is not None
+    assert bool(model.head_map.grad.any())
+    assert model.embed_tokens.grad is not None
+    assert not bool(model.embed_tokens.grad[never_read].any())
 
 
 def test_padding_and_neighbours_do_not_matter() -> None:
