@@ -46,7 +46,8 @@ def main() -> None:
     options = parser.parse_args()
     if options.folder.exists():
         parser.error(f"{options.folder} is there already; name a folder that is not")
-    average(options.folder, *options.of, options.share)
+    first, second = options.of
+    average(options.folder, first, second, options.share)
 
 
 if __name__ == "__main__":

@@ -75,6 +75,19 @@ def step_documents(
     return documents
 
 
+def share_out(documents: Sequence[Document], count: int) -> list[list[Document]]:
+    """In `count` lots that take about equally long; some are empty when documents are few."""
+    lots: list[list[Document]] = [[] for _ in range(count)]
+    for document in sorted(documents, key=lambda one: -len(one)):
+        min(lots, key=lambda lot: sum(map(_cost, lot))).append(document)
+    return lots
+
+
+def _cost(document: Document) -> float:
+    """Time relative to that of a token; attention outweighs the rest behind a thousand or so."""
+    return len(document) * (1 + len(document) / 1000)
+
+
 def make_batch(documents: Sequence[Document]) -> Batch:
     """Tokens behind the last one the model says are left out."""
     lengths = [int(np.flatnonzero(document.is_said)[-1]) for document in documents]
@@ -129,5 +142,19 @@ def start_worker(folder: Path) -> None:
 
 
 def draw_batch(seed: int, stage: int, step: int, num_tokens: int) -> Batch:
+    batch = draw_share(seed, stage, step, num_tokens, 0, 1)
+    assert batch is not None
+    return batch
+
+
+def draw_share(
+    seed: int, stage: int, step: int, num_tokens: int, rank: int, num_processes: int
+) -> Batch | None:
+    """What one of several processes computes of a step; None when that is nothing.
+
+    Each draws the whole step, so what is learnt does not depend on how many they are.
+    """
     assert _tokenizer is not None, "start_worker comes first"
-    return make_batch(step_documents(seed, stage, step, num_tokens, _tokenizer))
+    documents = step_documents(seed, stage, step, num_tokens, _tokenizer)
+    own = share_out(documents, num_processes)[rank]
+    return make_batch(own) if own else None

@@ -15,6 +15,7 @@ from training.optimizer import Optimizer
 
 _TENSORS = "state.safetensors"
 _COUNTERS = "state.json"
+_LATER = ".head_map"  # which earlier checkpoints lack; nothing but zeros is what they mean
 
 
 @dataclass(frozen=True)
@@ -28,14 +29,30 @@ class Counters:
 
 
 def save(folder: Path, model: MiniatureM2, optimizer: Optimizer, counters: Counters) -> None:
-    """Written beside the old one and then put in its place, so a crash leaves one that is whole."""
+    """Written beside the old one and then put in its place, so a crash leaves one that is whole:
+    `is_there` puts the old one back."""
     fresh = folder.with_name(folder.name + ".new")
     fresh.mkdir(parents=True, exist_ok=True)
     tensors = {name: t.detach().contiguous() for name, t in _tensors(model, optimizer).items()}
     save_file(tensors, fresh / _TENSORS)
     (fresh / _COUNTERS).write_text(json.dumps(asdict(counters)))
-    shutil.rmtree(folder, ignore_errors=True)
+    old = _old(folder)
+    shutil.rmtree(old, ignore_errors=True)
+    if folder.is_dir():
+        folder.rename(old)
     fresh.rename(folder)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def is_there(folder: Path) -> bool:
+    """Whether there is a checkpoint to go on from."""
+    if _old(folder).is_dir() and not folder.is_dir():
+        _old(folder).rename(folder)
+    return folder.is_dir()
+
+
+def _old(folder: Path) -> Path:
+    return folder.with_name(folder.name + ".old")
 
 
 def restore(folder: Path, model: MiniatureM2, optimizer: Optimizer) -> Counters:
@@ -43,7 +60,10 @@ def restore(folder: Path, model: MiniatureM2, optimizer: Optimizer) -> Counters:
     stored = load_file(folder / _TENSORS)
     with torch.no_grad():
         for name, tensor in _tensors(model, optimizer).items():
-            tensor.copy_(stored[name])
+            if name.endswith(_LATER) and name not in stored:
+                tensor.zero_()
+            else:
+                tensor.copy_(stored[name])
     return Counters(**json.loads((folder / _COUNTERS).read_text()))
 
 

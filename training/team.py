@@ -3,35 +3,40 @@
 On a CPU two such processes are faster than one of two threads: nothing waits between the many small
 operations of a step. Each has documents of its own; weights, gradients and the optimizer's state
 lie in shared memory, and each process moves the weights it owns. With a given number of processes
-every sum has one order, so a run stays repeatable to the bit. On a GPU the team is one process.
+every sum has one order, so a run stays repeatable to the bit; with another it differs by rounding.
+On a GPU the team is one process.
 """
 
 from __future__ import annotations
 
 import math
+import os
+import shutil
+import threading
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from multiprocessing import connection, parent_process
 from multiprocessing.synchronize import Barrier
 from pathlib import Path
+from threading import BrokenBarrierError
 
 import torch
 import torch.nn.functional as F
 from torch import multiprocessing
 
-from training.batches import Batch, draw_batch, start_worker
+from training.batches import Batch, draw_share, start_worker
 from training.memory import keep_freed_memory
 from training.modeling import MiniatureM2
 from training.optimizer import Optimizer, balance_experts, load_summary, shares_of_work
 
 MAX_GRADIENT_NORM = 1.0
-# A process that has waited this long for another takes it for dead.
-PATIENCE_S = 900.0
+SHARED_MEMORY = Path("/dev/shm")
 
 
 @dataclass(frozen=True)
 class Order:
-    """A step to compute: the numbers of its documents, how many tokens all processes together draw,
-    and the learning rate as a share of its peak."""
+    """A step to compute: the numbers of its documents, how many tokens they have together, and the
+    learning rate as a share of its peak."""
 
     seed: int
     stage: int
@@ -39,10 +44,10 @@ class Order:
     num_tokens: int
     factor: float
 
-    def drawing(self, rank: int, num_processes: int) -> tuple[int, int, int, int]:
-        """Arguments of `draw_batch` for one process."""
-        number = self.step * num_processes + rank
-        return self.seed, self.stage, number, self.num_tokens // num_processes
+    def draw(self, rank: int, num_processes: int) -> Batch | None:
+        """The share of one process."""
+        numbers = (self.seed, self.stage, self.step, self.num_tokens)
+        return draw_share(*numbers, rank, num_processes)
 
 
 @dataclass(frozen=True)
@@ -63,7 +68,12 @@ class Shared:
 
     @classmethod
     def of(cls, model: MiniatureM2, optimizer: Optimizer, num_processes: int) -> Shared:
-        """Moves weights and state to shared memory where other processes are to see them."""
+        """Moves weights and state to shared memory where other processes are to see them.
+
+        Raises MemoryError when there is too little of it.
+        """
+        if num_processes > 1:
+            _check_room(model, optimizer, num_processes)
         device = model.norm.device
         gradients = {
             name: torch.zeros(num_processes, *p.shape, device=device)
@@ -104,13 +114,17 @@ class Member:
     def wait(self) -> None:
         """For all the others; raises BrokenBarrierError when one is gone."""
         if self._barrier is not None:
-            self._barrier.wait(PATIENCE_S)
+            self._barrier.wait()
 
-    def compute(self, batch: Batch) -> None:
+    def compute(self, batch: Batch | None) -> None:
         """This process's row of gradients, loads and sums."""
         shared, rank = self._shared, self._rank
         for name, p in self._parameters.items():
             p.grad = shared.gradients[name][rank].zero_()
+        shared.loads[rank] = 0
+        shared.sums[rank] = 0
+        if batch is None:
+            return
         device = shared.model.norm.device
         batch = batch.to(device)
         with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):
@@ -144,12 +158,11 @@ class Team:
     ) -> None:
         self._shared = Shared.of(model, optimizer, num_processes)
         context = multiprocessing.get_context("spawn")
-        barrier = context.Barrier(num_processes) if num_processes > 1 else None
-        self._member = Member(0, self._shared, barrier)
+        self._barrier = context.Barrier(num_processes) if num_processes > 1 else None
+        self._member = Member(0, self._shared, self._barrier)
+        others = (self._shared, self._barrier, tokenizer_folder, torch.get_num_threads())
         self._others = [
-            context.Process(
-                target=_serve, args=(rank, self._shared, barrier, tokenizer_folder), daemon=True
-            )
+            context.Process(target=_serve, args=(rank, *others), daemon=True)
             for rank in range(1, num_processes)
         ]
 
@@ -160,6 +173,8 @@ class Team:
     def __enter__(self) -> Team:
         for process in self._others:
             process.start()
+        if self._others:
+            threading.Thread(target=self._watch, daemon=True).start()
         return self
 
     def __exit__(self, *error: object) -> None:
@@ -167,8 +182,27 @@ class Team:
             process.kill()
             process.join()
 
-    def step(self, order: Order, draw: Callable[[], Batch]) -> dict[str, float]:
-        """Run the step; `draw` brings the first process's documents. Returns what the log says."""
+    def _watch(self) -> None:
+        """Nobody waits for a process that is gone."""
+        connection.wait([process.sentinel for process in self._others])
+        if self._barrier is not None:
+            self._barrier.abort()
+
+    def step(self, order: Order, draw: Callable[[], Batch | None]) -> dict[str, float]:
+        """Run the step; `draw` brings the first process's documents. Returns what the log says.
+
+        Raises RuntimeError when another process is gone.
+        """
+        try:
+            self._run(order, draw)
+        except BrokenBarrierError as error:
+            codes = [process.exitcode for process in self._others]
+            raise RuntimeError(
+                f"another process of the training ended: exit codes {codes}"
+            ) from error
+        return self._summary(order)
+
+    def _run(self, order: Order, draw: Callable[[], Batch | None]) -> None:
         shared, member = self._shared, self._member
         numbers = (order.seed, order.stage, order.step, order.num_tokens, order.factor)
         shared.order.copy_(torch.tensor(numbers, dtype=torch.float64))
@@ -177,6 +211,9 @@ class Team:
         member.wait()
         member.update(order.factor)
         member.wait()
+
+    def _summary(self, order: Order) -> dict[str, float]:
+        shared = self._shared
         tokens, predicted, loss, _ = shared.sums.sum(0).tolist()
         return {
             "tokens": int(tokens),
@@ -193,17 +230,39 @@ def gradient_norm(shared: Shared) -> float:
     return math.sqrt(float(shared.sums[:, 3].sum()))
 
 
-def _serve(rank: int, shared: Shared, barrier: Barrier, tokenizer_folder: Path) -> None:
+def _check_room(model: MiniatureM2, optimizer: Optimizer, num_processes: int) -> None:
+    weights = sum(t.nbytes for t in model.state_dict().values())
+    state = sum(t.nbytes for t in optimizer.state.values())
+    needed = state + weights * (1 + num_processes)
+    free = shutil.disk_usage(SHARED_MEMORY).free if SHARED_MEMORY.is_dir() else needed
+    if free < needed:
+        raise MemoryError(
+            f"{num_processes} processes share {needed >> 20} MiB, but {SHARED_MEMORY} has "
+            f"{free >> 20} MiB left: give the container more (--shm-size 1g) or use --processes 1"
+        )
+
+
+def _end_with_parent() -> None:
+    parent = parent_process()
+    assert parent is not None
+    connection.wait([parent.sentinel])
+    os._exit(1)
+
+
+def _serve(
+    rank: int, shared: Shared, barrier: Barrier, tokenizer_folder: Path, num_threads: int
+) -> None:
     """Step after step, until the first process ends this one."""
-    torch.set_num_threads(1)
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+    torch.set_num_threads(num_threads)
     keep_freed_memory()
     start_worker(tokenizer_folder)
     member = Member(rank, shared, barrier)
     while True:
         member.wait()
-        *numbers, factor = shared.order.tolist()
-        order = Order(*map(int, numbers), factor)
-        member.compute(draw_batch(*order.drawing(rank, shared.num_processes)))
+        seed, stage, step, num_tokens, factor = shared.order.tolist()
+        order = Order(int(seed), int(stage), int(step), int(num_tokens), factor)
+        member.compute(order.draw(rank, shared.num_processes))
         member.wait()
         member.update(order.factor)
         member.wait()

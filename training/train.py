@@ -5,9 +5,9 @@
 
 RUN_FOLDER gets the tokenizer, a checkpoint from which the same command goes on, `log.jsonl` (a
 line a step), `curves.csv` (held-out scores) and at the end `model/`, the folder to serve.
-With --steps, and on one machine, the run is repeatable to the bit however often it is interrupted;
-with --minutes the curriculum follows the clock. With --after the weights, optimizer state and
-tokenizer of another run are the start, and the schedule is entered at --begin.
+With --steps, on one machine and with as many --processes, the run is repeatable to the bit however
+often it is interrupted; with --minutes the curriculum follows the clock. With --after the weights,
+optimizer state and tokenizer of another run are the start, and the schedule is entered at --begin.
 """
 
 from __future__ import annotations
@@ -15,7 +15,6 @@ from __future__ import annotations
 import argparse
 import json
 import math
-import os
 import platform
 import shutil
 import sys
@@ -31,9 +30,10 @@ from pathlib import Path
 import torch
 
 from m2serve.chat.tokenizer import Tokenizer
+from m2serve.environment import one_cpu_a_core, usable_cpus
 from m2serve.spec.shape import ModelShape
-from training.batches import Batch, draw_batch, start_worker
-from training.checkpointing import Counters, drop_rows_from, restore, save
+from training.batches import Batch, start_worker
+from training.checkpointing import Counters, drop_rows_from, is_there, restore, save
 from training.export import export
 from training.induction import lay_out_induction
 from training.memory import keep_freed_memory
@@ -63,6 +63,7 @@ SHAPE = ModelShape(
 STEP_TOKENS = {"cpu": 8192, "cuda": 32_768}
 NUM_PROBES = 20
 SAVE_EVERY_S = 300.0
+MOST_PROCESSES = 4
 
 
 class Run:
@@ -86,7 +87,7 @@ class Run:
         self.model.to(self.device)
         self.optimizer = Optimizer(self.model)
         self.counters = Counters(seed=options.seed)
-        if (folder / "checkpoint").is_dir():
+        if is_there(folder / "checkpoint"):
             self.counters = restore(folder / "checkpoint", self.model, self.optimizer)
         elif options.after:
             restore(options.after / "checkpoint", self.model, self.optimizer)
@@ -113,7 +114,8 @@ class Run:
                 self._probe()
                 next_probe += 1 / NUM_PROBES
             started_s = time.monotonic()
-            row = team.step(*next(steps))
+            order, draw = next(steps)
+            row = team.step(replace(order, factor=rate_factor(self.progress())), draw)
             row["step_s"] = round(time.monotonic() - started_s, 3)
             elapsed_s = self.counters.elapsed_s + time.monotonic() - started_s
             self._log(row)
@@ -130,26 +132,25 @@ class Run:
         self._save()
         steps.close()
 
-    def _steps(self) -> Generator[tuple[Order, Callable[[], Batch]], None, None]:
+    def _steps(self) -> Generator[tuple[Order, Callable[[], Batch | None]], None, None]:
         """With what brings this process's documents; with workers, drawn ahead for the stage the
         run is in at that moment."""
         if not self.num_workers:
             start_worker(self.tokenizer_folder)
             while True:
                 order = self._order(self.counters.step)
-                yield order, partial(draw_batch, *order.drawing(0, self.num_processes))
+                yield order, partial(order.draw, 0, self.num_processes)
         pool = ProcessPoolExecutor(
             self.num_workers, get_context("spawn"), start_worker, (self.tokenizer_folder,)
         )
         with pool:
-            waiting: deque[tuple[Order, Future[Batch]]] = deque()
+            waiting: deque[tuple[Order, Future[Batch | None]]] = deque()
             step = self.counters.step
             try:
                 while True:
                     while len(waiting) < 2 * self.num_workers:
                         order = self._order(step)
-                        drawing = order.drawing(0, self.num_processes)
-                        waiting.append((order, pool.submit(draw_batch, *drawing)))
+                        waiting.append((order, pool.submit(order.draw, 0, 1)))
                         step += 1
                     order, drawn = waiting.popleft()
                     yield order, drawn.result
@@ -210,6 +211,21 @@ def _ready_tokenizer(folder: Path, seed: int) -> Path:
     return folder
 
 
+def _num_cores() -> int:
+    return len(one_cpu_a_core(usable_cpus()))
+
+
+def _num_processes(parser: argparse.ArgumentParser, options: argparse.Namespace) -> int:
+    asked = options.processes
+    if options.device == "cuda" or options.workers:
+        if asked not in (None, 1):
+            parser.error("--processes is for a CPU, without --workers, which draw for one process")
+        return 1
+    if asked is not None and asked < 1:
+        parser.error(f"--processes is {asked}; give 1 or more")
+    return asked or min(_num_cores(), MOST_PROCESSES)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description="Train the miniature.")
     parser.add_argument("folder", type=Path)
@@ -221,15 +237,12 @@ def main() -> None:
     parser.add_argument("--after", type=Path, help="the folder of a run to start from")
     parser.add_argument("--begin", type=float, default=0.4, help="with --after: progress at start")
     parser.add_argument("--step-tokens", type=int, default=0, help="0: by device")
-    parser.add_argument("--processes", type=int, help="default: one a core, at most 4; GPU: 1")
+    parser.add_argument("--processes", type=int, help="default: one a core, at most 4")
     parser.add_argument("--workers", type=int, default=0, help="processes that draw text ahead")
     options = parser.parse_args()
-    if options.device == "cuda":
-        options.processes = 1
-    else:
-        cores = os.cpu_count() or 1
-        options.processes = options.processes or min(cores, 4)
-        torch.set_num_threads(cores // options.processes)
+    options.processes = _num_processes(parser, options)
+    if options.device == "cpu":
+        torch.set_num_threads(max(1, _num_cores() // options.processes))
         keep_freed_memory()
     options.folder.mkdir(parents=True, exist_ok=True)
     run = Run(options.folder, options)

@@ -25,6 +25,8 @@ SMALL = replace(
 def make_run(folder: Path, tokenizer: Path, seed: int) -> MiniatureM2:
     model = MiniatureM2(SMALL, torch.Generator().manual_seed(seed))
     model.layers[0].block_sparse_moe.e_score_correction_bias += seed
+    with torch.no_grad():
+        model.head_map.normal_(generator=torch.Generator().manual_seed(seed))
     save(folder / "checkpoint", model, Optimizer(model), Counters(step=seed, tokens=10 * seed))
     shutil.copytree(tokenizer, folder / "tokenizer")
     return model
@@ -43,4 +45,4 @@ def test_every_weight_lies_between(
     for name, tensor in found.state_dict().items():
         torch.testing.assert_close(tensor, 0.75 * first[name] + 0.25 * second[name])
     head = load_file(tmp_path / "mean" / "model" / "model.safetensors")["lm_head.weight"]
-    assert torch.equal(head, found.lm_head.detach().bfloat16())
+    assert torch.equal(head, found.head_weight().detach().bfloat16())

@@ -6,11 +6,12 @@ from pathlib import Path
 import pytest
 import torch
 import torch.nn.functional as F
+from safetensors.torch import load_file, save_file
 
 from m2serve.chat.tokenizer import Tokenizer
 from m2serve.spec.shape import ModelShape
 from training.batches import make_batch, step_documents
-from training.checkpointing import Counters, drop_rows_from, restore, save
+from training.checkpointing import Counters, drop_rows_from, is_there, restore, save
 from training.modeling import MiniatureM2
 from training.optimizer import Optimizer, balance_experts, load_summary, orthogonalize
 from training.probe import append_scores, probe_documents, score
@@ -78,6 +79,30 @@ def test_a_resumed_run_is_the_run(tmp_path: Path, tokenizer: Tokenizer) -> None:
     assert train(other, other_optimizer, range(2, 4), tokenizer) == straight
     for name, tensor in model.state_dict().items():
         assert torch.equal(tensor, other.state_dict()[name]), name
+
+
+def test_a_save_that_was_interrupted_leaves_the_one_before(tmp_path: Path) -> None:
+    model, optimizer = fresh()
+    folder = tmp_path / "checkpoint"
+    assert not is_there(folder)
+    save(folder, model, optimizer, Counters(1))
+    folder.rename(tmp_path / "checkpoint.old")  # as far as a save had got
+    assert is_there(folder)
+    assert restore(folder, model, optimizer).step == 1
+
+
+def test_an_earlier_checkpoint_has_no_map_to_the_head(tmp_path: Path) -> None:
+    model, optimizer = fresh()
+    save(tmp_path / "checkpoint", model, optimizer, Counters(1))
+    stored = load_file(tmp_path / "checkpoint" / "state.safetensors")
+    kept = {name: tensor for name, tensor in stored.items() if not name.endswith("head_map")}
+    assert len(kept) == len(stored) - 4
+    save_file(kept, tmp_path / "checkpoint" / "state.safetensors")
+    other, other_optimizer = fresh(seed=5)
+    with torch.no_grad():
+        other.head_map.fill_(1.0)
+    restore(tmp_path / "checkpoint", other, other_optimizer)
+    assert torch.equal(other.head_weight(), model.lm_head)
 
 
 def test_a_save_replaces_the_one_before(tmp_path: Path) -> None:

@@ -1,12 +1,17 @@
 """Two processes take the step that one would take with all the documents."""
 
+import multiprocessing
+from functools import partial
 from pathlib import Path
+from typing import NamedTuple
 
+import pytest
 import torch
 import torch.nn.functional as F
 from test_training_optimizer import fresh
 
-from training.batches import draw_batch, start_worker
+from m2serve.chat.tokenizer import Tokenizer
+from training.batches import draw_batch, share_out, start_worker, step_documents
 from training.modeling import MiniatureM2
 from training.optimizer import Optimizer, balance_experts, shares_of_work
 from training.team import MAX_GRADIENT_NORM, Order, Team
@@ -14,27 +19,27 @@ from training.team import MAX_GRADIENT_NORM, Order, Team
 ORDERS = [Order(seed=3, stage=0, step=step, num_tokens=1600, factor=0.5) for step in range(2)]
 
 
+class Usage(NamedTuple):
+    free: int
+
+
 def step_of_all(model: MiniatureM2, optimizer: Optimizer, order: Order) -> tuple[float, int]:
     """The reference: one backward pass over everybody's documents; mean loss and tokens."""
-    batches = [draw_batch(*order.drawing(rank, 2)) for rank in range(2)]
-    results = [model(b.token_ids, b.blocks, b.rows, b.is_real) for b in batches]
-    logits = torch.cat([result.logits for result in results])
-    loss = F.cross_entropy(logits, torch.cat([b.targets for b in batches]))
+    b = draw_batch(order.seed, order.stage, order.step, order.num_tokens)
+    result = model(b.token_ids, b.blocks, b.rows, b.is_real)
+    loss = F.cross_entropy(result.logits, b.targets)
     loss.backward()
     torch.nn.utils.clip_grad_norm_(model.parameters(), MAX_GRADIENT_NORM)
     optimizer.step(order.factor)
-    balance_experts(model, results[0].loads + results[1].loads, order.factor)
-    return float(loss.detach()), sum(int(b.is_real.sum()) for b in batches)
+    balance_experts(model, result.loads, order.factor)
+    return float(loss.detach()), int(b.is_real.sum())
 
 
 def test_two_processes_take_the_step_of_one(tokenizer_folder: Path) -> None:
     start_worker(tokenizer_folder)
     model, optimizer = fresh()
     with Team(model, optimizer, tokenizer_folder, 2) as team:
-        rows = [
-            team.step(order, lambda order=order: draw_batch(*order.drawing(0, 2)))
-            for order in ORDERS
-        ]
+        rows = [team.step(order, partial(order.draw, 0, 2)) for order in ORDERS]
     expected, expected_optimizer = fresh()
     for order, row in zip(ORDERS, rows, strict=True):
         loss, num_tokens = step_of_all(expected, expected_optimizer, order)
@@ -46,10 +51,46 @@ def test_two_processes_take_the_step_of_one(tokenizer_folder: Path) -> None:
         torch.testing.assert_close(optimizer.state[name], tensor, rtol=1e-2, atol=1e-4, msg=name)
 
 
-def test_processes_draw_other_documents() -> None:
-    drawings = [order.drawing(rank, 2) for order in ORDERS for rank in range(2)]
-    assert len({number for _, _, number, _ in drawings}) == 4
-    assert {num_tokens for *_, num_tokens in drawings} == {800}
+def test_documents_are_shared_out_whole_and_evenly(tokenizer: Tokenizer) -> None:
+    documents = step_documents(0, 0, 0, 8000, tokenizer)
+    lots = share_out(documents, 2)
+    assert sorted(map(id, documents)) == sorted(id(one) for lot in lots for one in lot)
+    sizes = [sum(map(len, lot)) for lot in lots]
+    assert abs(sizes[0] - sizes[1]) < 0.1 * sum(sizes)
+    assert [len(lot) for lot in share_out(documents[:1], 3)] == [1, 0, 0]
+
+
+def test_a_process_without_documents_takes_part(tokenizer_folder: Path) -> None:
+    start_worker(tokenizer_folder)
+    order = Order(seed=3, stage=0, step=0, num_tokens=1, factor=0.5)
+    assert order.draw(1, 2) is None
+    model, optimizer = fresh()
+    with Team(model, optimizer, tokenizer_folder, 2) as team:
+        row = team.step(order, partial(order.draw, 0, 2))
+    expected, expected_optimizer = fresh()
+    loss, num_tokens = step_of_all(expected, expected_optimizer, order)
+    assert row["tokens"] == num_tokens
+    assert abs(row["loss"] - loss) < 1e-3
+
+
+def test_nobody_waits_for_a_process_that_is_gone(tokenizer_folder: Path) -> None:
+    start_worker(tokenizer_folder)
+    model, optimizer = fresh()
+    with Team(model, optimizer, tokenizer_folder, 2) as team:
+        team.step(ORDERS[0], partial(ORDERS[0].draw, 0, 2))
+        [other] = multiprocessing.active_children()
+        other.kill()
+        with pytest.raises(RuntimeError, match="exit codes"):
+            team.step(ORDERS[1], partial(ORDERS[1].draw, 0, 2))
+
+
+def test_too_little_shared_memory_is_said_before_it_is_used(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("training.team.shutil.disk_usage", lambda path: Usage(free=1 << 10))
+    monkeypatch.setattr("training.team.SHARED_MEMORY", tmp_path)
+    with pytest.raises(MemoryError, match="--processes 1"):
+        Team(*fresh(), tmp_path, 2)
 
 
 def test_every_parameter_is_one_process_s() -> None:
