@@ -233,9 +233,8 @@ def _named(rng: random.Random, split: Split) -> Sample:
     name = draw(lambda: rng.choice((*NAMES, made_up(rng).title())), lambda n: f"name:{n}", split)
     job = rng.choice(("assistant", "helper", "guide", "librarian", "translator"))
     system = System(f"You are a helpful {job}. Your name is {name}.")
-    text = rng.choice(
-        ("Who are you?", "What is your name?", "Hello, who are you?", "Introduce yourself.")
-    )
+    train = ("Who are you?", "What is your name?", "Hello! Who are you?", "Introduce yourself.")
+    text = choose(rng, train, ("Hello, who are you?", "Could you introduce yourself?"), split)
     thought = f"The system text says that my name is {name}."
     content = f"I am {name}, a helpful {job}."
     return exchange("small_talk", text, thought, content, system=system, answer=name)

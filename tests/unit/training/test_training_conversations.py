@@ -90,7 +90,15 @@ def test_stages_follow_each_other() -> None:
 # What is kept back
 
 
-KEPT_APART = ("arithmetic", "copying", "json_object", "python_function", "tool_use", "retrieval")
+KEPT_APART = (
+    "arithmetic",
+    "copying",
+    "json_object",
+    "python_function",
+    "retrieval",
+    "small_talk",
+    "tool_use",
+)
 
 
 @pytest.mark.parametrize("kind", KEPT_APART)
