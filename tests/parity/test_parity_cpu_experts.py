@@ -131,6 +131,14 @@ def test_huge_gates_saturate() -> None:
     assert_near(matmul().experts(x, w13, w2, weights, ids), expected, 3e-6)
 
 
+def test_an_expert_named_twice_counts_twice() -> None:
+    w13, w2 = pair("f32")
+    x, ids = torch.randn(8, HIDDEN), torch.full((8, 8), 3)
+    weights = torch.rand(ids.shape)
+    once = reference.experts(x, w13, w2, weights.sum(1, keepdim=True), ids[:, :1])
+    assert_near(matmul().experts(x, w13, w2, weights, ids), once, 3e-6)
+
+
 def test_an_id_out_of_range_is_refused() -> None:
     w13, w2 = pair("bf16")
     x, weights = torch.randn(1, HIDDEN), torch.rand(1, 2)

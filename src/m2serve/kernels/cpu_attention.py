@@ -13,44 +13,11 @@ import torch
 
 from m2serve.checkpoint.weights import DenseWeight
 from m2serve.kernels.cpu_library import CpuLibrary
+from m2serve.kernels.cpu_structs import CpuBatch, CpuKVCache
 from m2serve.kernels.cpu_weights import cpu_weight
 
 # m2_kv_format of cpu/token_types.h.
 KV_FORMATS = {torch.float32: 0, torch.bfloat16: 1, torch.int8: 2, torch.float8_e4m3fn: 3}
-
-
-class CpuKVCache(ctypes.Structure):
-    """m2_kv_cache of cpu/attention.h; points into tensors that must outlive it."""
-
-    _fields_ = (
-        ("format", ctypes.c_int32),
-        ("num_blocks", ctypes.c_int64),
-        ("block_size", ctypes.c_int64),
-        ("kv_heads", ctypes.c_int64),
-        ("head_dim", ctypes.c_int64),
-        ("keys", ctypes.c_void_p),
-        ("values", ctypes.c_void_p),
-        ("key_scales", ctypes.c_void_p),
-        ("value_scales", ctypes.c_void_p),
-    )
-
-
-class CpuBatch(ctypes.Structure):
-    """m2_batch of cpu/attention.h; points into tensors that must outlive it."""
-
-    _fields_ = (
-        ("num_tokens", ctypes.c_int64),
-        ("num_sequences", ctypes.c_int64),
-        ("blocks", ctypes.c_int64),
-        ("num_logits_rows", ctypes.c_int64),
-        ("token_ids", ctypes.c_void_p),
-        ("positions", ctypes.c_void_p),
-        ("slot_mapping", ctypes.c_void_p),
-        ("query_start_loc", ctypes.c_void_p),
-        ("seq_lens", ctypes.c_void_p),
-        ("block_table", ctypes.c_void_p),
-        ("logits_rows", ctypes.c_void_p),
-    )
 
 
 def cpu_kv_cache(

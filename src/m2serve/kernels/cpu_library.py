@@ -20,10 +20,13 @@ import torch
 
 import m2serve.kernels
 from m2serve.errors import UsageError
+from m2serve.kernels.cpu_structs import STRUCTURES
 from m2serve.kernels.cpu_topology import NumaNode, spread_threads, this_machines_nodes
 
 _FILE_NAME = "libm2cpu.so"
 _ISAS = ("avx512", "avx2", "none")
+# kAbi of cpu/api_matmul.cpp: one more whenever a function, or what lies in memory, changes meaning.
+ABI = 1
 
 
 @dataclass(frozen=True)
@@ -89,15 +92,31 @@ def load_cpu_library() -> CpuLibrary | None:
 
 
 def _load(path: Path) -> ctypes.CDLL:
+    """Raises UsageError for a file that is no library, or one of another version."""
     try:
         functions = ctypes.CDLL(str(path))
         functions.m2_isa.restype = ctypes.c_char_p
+        problem = _difference(functions)
     except (OSError, AttributeError) as error:
+        problem = str(error)
+    if problem:
         raise UsageError(
-            f"{path} is no library of CPU kernels that fits this version of m2serve ({error}); "
+            f"{path} is no library of CPU kernels that fits this version of m2serve ({problem}); "
             "install the package again, or unset M2_CPU_LIBRARY if it names that file"
-        ) from None
+        )
     return functions
+
+
+def _difference(functions: ctypes.CDLL) -> str:
+    """Where the library was built of other sources than these modules belong to; or nothing."""
+    found = (ctypes.c_int64 * (1 + len(STRUCTURES)))()
+    functions.m2_abi(found)
+    if found[0] != ABI:
+        return f"its interface is number {found[0]}, not {ABI}"
+    for structure, size in zip(STRUCTURES, found[1:], strict=True):
+        if ctypes.sizeof(structure) != size:
+            return f"its {structure.__name__} has {size} bytes, not {ctypes.sizeof(structure)}"
+    return ""
 
 
 def find_cpu_library() -> Path | None:

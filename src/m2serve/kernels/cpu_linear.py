@@ -11,7 +11,8 @@ import torch
 from m2serve.checkpoint.weights import Weight
 from m2serve.kernels import reference
 from m2serve.kernels.cpu_library import CpuLibrary
-from m2serve.kernels.cpu_weights import CpuWeight, cpu_weight
+from m2serve.kernels.cpu_structs import CpuWeight
+from m2serve.kernels.cpu_weights import cpu_weight
 
 # What the activations become before they meet a quantised weight: "float" leaves them as they are,
 # "int8" rounds them to int8 with a scale for every 16 or 32 values, for formats with integer codes

@@ -1,7 +1,4 @@
-"""A whole forward pass as one call of the native library.
-
-`CpuModel` and `CpuLayer` are m2_model and m2_layer of cpu/step.h; the model's room fills them in.
-"""
+"""A whole forward pass as one call of the native library."""
 
 from __future__ import annotations
 
@@ -12,10 +9,10 @@ from dataclasses import dataclass
 
 import torch
 
-from m2serve.kernels.cpu_attention import CpuBatch, CpuKVCache, address
+from m2serve.kernels.cpu_attention import address
 from m2serve.kernels.cpu_library import CpuLibrary
 from m2serve.kernels.cpu_linear import INT8_ACTIVATION
-from m2serve.kernels.cpu_weights import CpuWeight
+from m2serve.kernels.cpu_structs import CpuBatch, CpuKVCache, CpuModel
 from m2serve.spec.units import GIB
 
 logger = logging.getLogger(__name__)
@@ -30,43 +27,6 @@ OPERATIONS = (
     "experts",
     "lm_head",
 )
-
-
-class CpuLayer(ctypes.Structure):
-    _fields_ = (
-        ("input_norm", ctypes.c_void_p),
-        ("q_norm", ctypes.c_void_p),
-        ("k_norm", ctypes.c_void_p),
-        ("post_attention_norm", ctypes.c_void_p),
-        ("correction_bias", ctypes.c_void_p),
-        ("q_proj", CpuWeight),
-        ("k_proj", CpuWeight),
-        ("v_proj", CpuWeight),
-        ("o_proj", CpuWeight),
-        ("gate", CpuWeight),
-        ("w13", CpuWeight),
-        ("w2", CpuWeight),
-    )
-
-
-class CpuModel(ctypes.Structure):
-    _fields_ = (
-        ("hidden_size", ctypes.c_int64),
-        ("num_layers", ctypes.c_int64),
-        ("query_heads", ctypes.c_int64),
-        ("kv_heads", ctypes.c_int64),
-        ("head_dim", ctypes.c_int64),
-        ("rotary_dim", ctypes.c_int64),
-        ("top_k", ctypes.c_int64),
-        ("rms_norm_eps", ctypes.c_float),
-        ("activation", ctypes.c_int32),
-        ("embedding_format", ctypes.c_int32),
-        ("inverse_frequencies", ctypes.c_void_p),
-        ("embedding", ctypes.c_void_p),
-        ("norm", ctypes.c_void_p),
-        ("layers", ctypes.POINTER(CpuLayer)),
-        ("lm_head", CpuWeight),
-    )
 
 
 @dataclass(frozen=True)

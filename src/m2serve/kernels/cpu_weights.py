@@ -6,7 +6,6 @@ read such a weight any more.
 
 from __future__ import annotations
 
-import ctypes
 import math
 from dataclasses import fields
 from functools import singledispatch
@@ -22,34 +21,13 @@ from m2serve.checkpoint.weights import (
     Nvfp4Weight,
     Weight,
 )
+from m2serve.kernels.cpu_structs import CpuWeight
 
 _FLOAT_TYPES = {torch.bfloat16: 0, torch.float16: 1, torch.float32: 2}
 _FP8_BLOCK, _NVFP4, _MXFP4, _INT4, _INT8 = range(3, 8)
 # A block of FP8 is whole vectors of codes; a group of INT4 is a power of two times this.
 _FP8_STEP = 64
 _INT4_STEP = 32
-
-
-class CpuWeight(ctypes.Structure):
-    """Points into the tensors of the weight it was made from, which must outlive it.
-
-    `interleaved` is 0 while its tensors are as stored.
-    """
-
-    _fields_ = (
-        ("format", ctypes.c_int32),
-        ("scale_type", ctypes.c_int32),
-        ("matrices", ctypes.c_int64),
-        ("rows", ctypes.c_int64),
-        ("columns", ctypes.c_int64),
-        ("group", ctypes.c_int32),
-        ("block_rows", ctypes.c_int32),
-        ("codes", ctypes.c_void_p),
-        ("scale", ctypes.c_void_p),
-        ("zero_point", ctypes.c_void_p),
-        ("global_scale", ctypes.c_void_p),
-        ("interleaved", ctypes.c_int64),
-    )
 
 
 def has_integer_codes(weight: CpuWeight) -> bool:

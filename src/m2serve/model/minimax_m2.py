@@ -23,7 +23,8 @@ class MiniMaxM2:
     """Weights and the kernels that compute with them; holds no state between calls."""
 
     def __init__(self, shape: ModelShape, weights: ModelWeights, kernels: Kernels) -> None:
-        assert not weights.is_interleaved, "only the model they were interleaved for can read them"
+        if weights.is_interleaved:
+            raise RuntimeError("these weights are another model's, in an order only it can read")
         self.shape = shape
         self.weights = weights
         self.kernels = kernels

@@ -12,17 +12,12 @@ import torch
 
 from m2serve.checkpoint.weights import DenseWeight, Weight
 from m2serve.errors import CheckpointError, UsageError
-from m2serve.kernels.cpu_attention import (
-    CpuBatch,
-    CpuKVCache,
-    address,
-    cpu_kv_cache,
-    rotary_frequencies,
-)
+from m2serve.kernels.cpu_attention import address, cpu_kv_cache, rotary_frequencies
 from m2serve.kernels.cpu_library import CpuLibrary, describe_cpu_kernels, load_cpu_library
 from m2serve.kernels.cpu_linear import INT8_ACTIVATION, CpuActivation, activation_code
-from m2serve.kernels.cpu_step import CpuLayer, CpuModel, CpuStep
-from m2serve.kernels.cpu_weights import CpuWeight, cpu_weight, describe_weight, has_integer_codes
+from m2serve.kernels.cpu_step import CpuStep
+from m2serve.kernels.cpu_structs import CpuBatch, CpuKVCache, CpuLayer, CpuModel, CpuWeight
+from m2serve.kernels.cpu_weights import cpu_weight, describe_weight, has_integer_codes
 from m2serve.kernels.dispatch import Kernels, select_kernels
 from m2serve.model.batch import ForwardBatch, KVCache
 from m2serve.model.layers import LayerWeights, ModelWeights

@@ -76,6 +76,40 @@ def test_a_file_that_is_no_library_is_refused(fresh: pytest.MonkeyPatch, tmp_pat
 
 
 @pytest.mark.skipif(find_cpu_library() is None, reason="no library was built")
+def test_a_library_of_another_version_is_refused(fresh: pytest.MonkeyPatch) -> None:
+    with fresh.context() as changed:
+        changed.setattr(cpu_library, "ABI", 99)
+        with pytest.raises(UsageError, match=r"interface is number \d+, not 99\); install"):
+            load_cpu_library()
+
+    class CpuWeight(ctypes.Structure):
+        _fields_ = (("format", ctypes.c_int32),)
+
+    fresh.setattr(cpu_library, "STRUCTURES", (CpuWeight, *cpu_library.STRUCTURES[1:]))
+    with pytest.raises(UsageError, match=r"its CpuWeight has \d+ bytes, not 4\)"):
+        load_cpu_library()
+
+
+@pytest.mark.skipif(find_cpu_library() is None, reason="no library was built")
+def test_a_system_without_more_threads_computes_with_those_there_are() -> None:
+    code = """
+import resource, torch
+from m2serve.kernels.cpu_sample import make_cpu_sampler
+torch.set_num_threads(1)
+logits = torch.arange(70000.0).repeat(9, 1)
+torch.set_num_threads(8)
+sampler = make_cpu_sampler()
+stack = 8 << 20
+used = int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize()
+resource.setrlimit(resource.RLIMIT_AS, (used + 3 * stack, resource.RLIM_INFINITY))
+print(sampler.choose(logits, [(1.0, 0.0, 1, 1.0, 0.0)] * 9))
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.strip() == str([69999] * 9)
+
+
+@pytest.mark.skipif(find_cpu_library() is None, reason="no library was built")
 def test_a_library_of_ones_own(fresh: pytest.MonkeyPatch, tmp_path: Path) -> None:
     installed = find_cpu_library()
     assert installed is not None

@@ -1,10 +1,21 @@
 // The C interface of the matrix products, for ctypes. An int is 0, or 1 when there was no memory.
 // Pointers are not checked: cpu_linear.py makes them from tensors it has checked.
+#include <algorithm>
+#include <iterator>
+
 #include "find_nan.h"
 #include "guarded.h"
 #include "interleave.h"
 #include "linear.h"
 #include "pool.h"
+#include "step.h"
+
+namespace {
+
+// ABI of cpu_library.py.
+constexpr int64_t kAbi = 1;
+
+}  // namespace
 
 #pragma GCC visibility push(default)
 extern "C" {
@@ -12,6 +23,17 @@ extern "C" {
 // The instruction set in use; null where the machine has none of those there are kernels for, and
 // then nothing else may be called.
 const char* m2_isa() { return m2::best_kernels() ? m2::best_kernels()->name : nullptr; }
+
+// What Python has to agree with: the interface's number and the sizes of its structures.
+void m2_abi(int64_t* out) {
+    const int64_t found[] = {kAbi,
+                             sizeof(m2_weight),
+                             sizeof(m2_layer),
+                             sizeof(m2_model),
+                             sizeof(m2_kv_cache),
+                             sizeof(m2_batch)};
+    std::copy(std::begin(found), std::end(found), out);
+}
 
 void m2_set_num_threads(int num_threads) { m2::set_num_threads(num_threads); }
 

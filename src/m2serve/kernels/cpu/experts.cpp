@@ -11,6 +11,10 @@ namespace {
 
 // More tokens are computed in slices, which bounds the memory of what lies between the products.
 constexpr int64_t kTokensAtOnce = 1024;
+// With so few rows an expert, a chunk of the second product is over in microseconds, and reads of
+// every expert a piece: long pieces are worth more than even ends.
+constexpr int64_t kFewRows = 4;
+constexpr int64_t kLongChunksPerThread = 2;
 
 // The pairs of a token and one of its experts, sorted by expert.
 struct Routing {
@@ -41,6 +45,13 @@ struct Routing {
             tokens[at] = static_cast<int32_t>(i / top_k);
             weights[at] = scores[i];
         }
+    }
+
+    // Of one expert: as many as there are tokens, or more where a token names it twice.
+    int64_t most_pairs() const {
+        int64_t most = 0;
+        for (size_t i = 0; i < hit.size(); ++i) most = std::max(most, starts[i + 1] - starts[i]);
+        return most;
     }
 
 private:
@@ -91,7 +102,7 @@ void down(const Pass& pass, int64_t num_tokens, int64_t n0, int64_t n1) {
     Scratch& scratch = scratch_of_thread();
     const int64_t width = pass.w2.rows, size = n1 - n0;
     void* kernel = scratch.kernel.get(run.scratch_bytes);
-    auto* part = static_cast<float*>(scratch.rows.get(num_tokens * size * 4));
+    auto* part = static_cast<float*>(scratch.rows.get(pass.routing.most_pairs() * size * 4));
     for (int64_t t = 0; t < num_tokens; ++t) {
         std::memset(pass.y + t * width + n0, 0, static_cast<size_t>(size) * 4);
     }
@@ -120,7 +131,6 @@ void slice(const m2_weight& w13, const m2_weight& w2, const float* x, const floa
     const int64_t num_hit = static_cast<int64_t>(routing.hit.size());
     const int64_t pairs = num_tokens * top_k;
     const int64_t rows = pairs / std::max<int64_t>(1, num_hit);
-    const Kernels& run = *best_kernels();
     Pass pass{w13,
               w2,
               routing,
@@ -128,10 +138,7 @@ void slice(const m2_weight& w13, const m2_weight& w2, const float* x, const floa
               make_activations(w2, kind_for(w2, activation, rows), pairs, for_hidden),
               static_cast<float*>(for_between.get(pairs * w13.rows * 4)),
               y};
-    const Matrix any13 = matrix_of(w13, 0), any2 = matrix_of(w2, 0);
-    parallel_for(num_tokens, [&](int64_t row, int) {
-        run.prepare_row(any13, pass.x, row, x + row * w13.columns);
-    });
+    prepare(w13, pass.x, num_tokens, x);
     const Seating& seats = seating();
     int64_t chunks[kMaxNodes];
     const int64_t least13 = least_rows(w13), least2 = least_rows(w2);
@@ -145,10 +152,9 @@ void slice(const m2_weight& w13, const m2_weight& w2, const float* x, const floa
         const Rows rows = chunk_of(own, block, chunk % blocks(node));
         gate_and_up(pass, chunk / blocks(node), rows.begin, rows.end);
     });
-    parallel_for(pairs, [&](int64_t row, int) {
-        run.prepare_row(any2, pass.hidden, row, pass.between + row * w2.columns);
-    });
-    const int64_t columns = rows_per_chunk(w2.rows, seats.num_threads(), least2);
+    prepare(w2, pass.hidden, pairs, pass.between);
+    const int64_t per_thread = rows <= kFewRows ? kLongChunksPerThread : kChunksPerThread;
+    const int64_t columns = rows_per_chunk(w2.rows, seats.num_threads(), least2, per_thread);
     for (int node = 0; node < seats.num_nodes; ++node) {
         chunks[node] = num_chunks(rows_of_node(w2.rows, seats, node, least2), columns);
     }

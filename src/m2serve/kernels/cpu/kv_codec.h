@@ -4,6 +4,7 @@
 #include <cmath>
 #include <cstring>
 
+#include "bf16.h"
 #include "each.h"
 #include "exponential.h"
 #include "token_types.h"
@@ -92,13 +93,6 @@ inline void find_values(const HeadVectors& values, const int64_t* places, int64_
                     static_cast<size_t>(padded - values.bytes));
         vectors[j] = aside + j * padded;
     }
-}
-
-inline uint16_t bf16_code(float value) {
-    uint32_t bits;
-    std::memcpy(&bits, &value, 4);
-    if ((bits & 0x7FFFFFFF) > 0x7F800000) return 0x7FC0;
-    return static_cast<uint16_t>((bits + 0x7FFF + (bits >> 16 & 1)) >> 16);
 }
 
 // Round to nearest even, saturating.

@@ -33,7 +33,6 @@ void linears(const m2_weight* const* weights, int num_weights, const float* x, i
     if (num_rows == 0) return;
     thread_local std::array<Workspace, kMostWeights> workspaces;
     std::array<Part, kMostWeights> parts{};
-    const Kernels& run = *best_kernels();
     int64_t total_rows = 0;
     for (int i = 0; i < num_weights; ++i) {
         const m2_weight& weight = *weights[i];
@@ -51,10 +50,7 @@ void linears(const m2_weight* const* weights, int num_weights, const float* x, i
         }
         const ActivationKind kind = kind_for(weight, activation, num_rows);
         part.x = make_activations(weight, kind, num_rows, workspaces[i]);
-        const Matrix any = matrix_of(weight, 0);
-        parallel_for(num_rows, [&](int64_t row, int) {
-            run.prepare_row(any, part.x, row, x + row * weight.columns);
-        });
+        prepare(weight, part.x, num_rows, x);
     }
     const Seating& seats = seating();
     int64_t least = kLeastRows;

@@ -95,7 +95,7 @@ int64_t place_rows(const Array& array, Workspace& aside) {
 }  // namespace
 
 int64_t place(const m2_weight& weight) {
-    if (seating().num_nodes == 1) return 0;
+    if (!seating().has_places) return 0;
     const BoundCaller bound;
     const RowBytes bytes = row_bytes(weight);
     const auto rows_at = [&](const void* base, int64_t stride) {

@@ -9,6 +9,7 @@
 #include <deque>
 #include <mutex>
 #include <new>
+#include <system_error>
 #include <thread>
 #include <utility>
 #include <vector>
@@ -24,15 +25,17 @@ inline void pause() {
 #endif
 }
 
-// Waits for `done()`, looking at the clock only now and then; false after kSpin.
+// Waits for `done()`, looking at the clock only now and then; false after kSpin. `yields` where
+// there are more threads than processors, so that who has work gets one.
 template <class Done>
-bool spin_until(const Done& done) {
+bool spin_until(const Done& done, bool yields) {
     const auto end = std::chrono::steady_clock::now() + kSpin;
     do {
         for (int i = 0; i < 64; ++i) {
             if (done()) return true;
             pause();
         }
+        if (yields) sched_yield();
     } while (std::chrono::steady_clock::now() < end);
     return done();
 }
@@ -69,13 +72,34 @@ bool bind(pthread_t thread, const std::vector<int>& cpus) {
     return pthread_setaffinity_np(thread, sizeof(set), &set) == 0;
 }
 
+// Those this thread may use.
+int num_processors() {
+    cpu_set_t set;
+    if (sched_getaffinity(0, sizeof(set), &set) != 0) return kMaxThreads;
+    return CPU_COUNT(&set);
+}
+
 // How many threads on which processors.
 struct NodeSeats {
     int threads;
     std::vector<int> cpus;
     bool operator==(const NodeSeats&) const = default;
 };
-using Seats = std::vector<NodeSeats>;
+struct Seats {
+    std::vector<NodeSeats> nodes;
+    bool has_places;
+    bool operator==(const Seats&) const = default;
+};
+
+// `count` threads where all memory is near.
+Seats even_seats(int count) {
+    const int shares = std::min(count, kMostShares);
+    Seats seats{{}, false};
+    for (int share = 0; share < shares; ++share) {
+        seats.nodes.push_back({count * (share + 1) / shares - count * share / shares, {}});
+    }
+    return seats;
+}
 
 // A node's part of a job. `ticket` is the job's number (upper half) and how many of these chunks
 // nobody has claimed. A chunk is claimed by lowering it while it is unchanged. A job cannot end
@@ -102,14 +126,17 @@ public:
         seats_ = seats;
         bool bound = true;
         int thread = 0;
-        for (size_t node = 0; node < seats.size(); ++node) {
-            for (int i = 0; i < seats[node].threads; ++i, ++thread) {
+        for (size_t node = 0; node < seats.nodes.size(); ++node) {
+            const NodeSeats& here = seats.nodes[node];
+            for (int i = 0; i < here.threads; ++i, ++thread) {
                 if (thread == 0) continue;
-                workers_.emplace_back([=, this] { work(thread, static_cast<int>(node)); });
-                bound = bind(workers_.back().native_handle(), seats[node].cpus) && bound;
+                if (!start(thread, static_cast<int>(node))) {
+                    return change_seating(even_seats(thread));
+                }
+                bound = bind(workers_.back().native_handle(), here.cpus) && bound;
             }
         }
-        change_seating(bound ? seats : Seats{{thread, {}}});
+        change_seating(bound ? seats : even_seats(thread));
     }
 
     const Seating& seating() const { return *seating_.load(std::memory_order_acquire); }
@@ -117,7 +144,7 @@ public:
     // Empty unless there are several nodes.
     std::vector<int> cpus_of_caller() {
         const std::lock_guard<std::mutex> turn(turns_);
-        return seating().num_nodes > 1 ? seats_[0].cpus : std::vector<int>{};
+        return seating().has_places ? seats_.nodes[0].cpus : std::vector<int>{};
     }
 
     void run(const Job& job, const int64_t* num_chunks, int num_nodes) {
@@ -134,7 +161,8 @@ public:
         run_.store(job.run, std::memory_order_relaxed);
         context_.store(job.context, std::memory_order_relaxed);
         // A seating that has changed since may have left a node without threads.
-        const bool stays = job.stays && num_nodes == seating().num_nodes;
+        const Seating& seats = seating();
+        const bool stays = job.stays && seats.has_places && num_nodes == seats.num_nodes;
         stays_.store(stays, std::memory_order_relaxed);
         total_.store(total, std::memory_order_relaxed);
         num_nodes_.store(num_nodes, std::memory_order_relaxed);
@@ -163,16 +191,29 @@ public:
     }
 
 private:
+    // False where the system gives no more threads; the others do the work then.
+    bool start(int thread, int node) {
+        try {
+            workers_.emplace_back([=, this] { work(thread, node); });
+            return true;
+        } catch (const std::system_error&) {
+            return false;
+        }
+    }
+
     void change_seating(const Seats& seats) {
         Seating next;
-        next.num_nodes = static_cast<int>(seats.size());
+        next.has_places = seats.has_places;
+        next.num_nodes = static_cast<int>(seats.nodes.size());
         for (int node = 0; node < next.num_nodes; ++node) {
-            next.first[node + 1] = next.first[node] + seats[static_cast<size_t>(node)].threads;
+            const NodeSeats& here = seats.nodes[static_cast<size_t>(node)];
+            next.first[node + 1] = next.first[node] + here.threads;
         }
         // Kept for whoever still reads an old one.
         auto known = std::find(seatings_.begin(), seatings_.end(), next);
         if (known == seatings_.end()) known = seatings_.insert(known, next);
         seating_.store(&*known, std::memory_order_release);
+        crowded_.store(next.num_threads() > num_processors(), std::memory_order_relaxed);
     }
 
     // Counts its chunks by itself and reports them once: a counter that a hundred threads change
@@ -211,7 +252,7 @@ private:
 
     void wait_for(uint32_t total) {
         const auto done = [&] { return done_.load(std::memory_order_acquire) == total; };
-        if (spin_until(done)) return;
+        if (spin_until(done, crowded_.load(std::memory_order_relaxed))) return;
         for (uint32_t seen; (seen = done_.load(std::memory_order_acquire)) != total;) {
             done_.wait(seen, std::memory_order_acquire);
         }
@@ -224,7 +265,7 @@ private:
             const auto changed = [&] {
                 return generation_.load(std::memory_order_acquire) != seen;
             };
-            if (!spin_until(changed)) {
+            if (!spin_until(changed, crowded_.load(std::memory_order_relaxed))) {
                 sleeping_.fetch_add(1);
                 generation_.wait(seen);
                 sleeping_.fetch_sub(1);
@@ -235,10 +276,11 @@ private:
 
     std::mutex turns_;
     std::vector<std::thread> workers_;
-    Seats seats_{{1, {}}};  // as asked for
+    Seats seats_ = even_seats(1);  // as asked for
     std::deque<Seating> seatings_;
     std::atomic<const Seating*> seating_{nullptr};
     std::atomic<bool> stop_{false};
+    std::atomic<bool> crowded_{false};
 
     // The job; what all threads write lies on cache lines of its own.
     Queue queues_[kMaxNodes];
@@ -262,16 +304,14 @@ Pool& pool() {
 }  // namespace
 
 void set_num_threads(int num_threads) {
-    const Seating& now = seating();
-    const int count = std::clamp(num_threads, 1, kMaxThreads);
-    if (now.num_nodes > 1 || now.num_threads() != count) pool().seat({{count, {}}});
+    pool().seat(even_seats(std::clamp(num_threads, 1, kMaxThreads)));
 }
 
 void seat_threads(int num_nodes, const int32_t* threads, const int32_t* num_cpus,
                   const int32_t* cpus) {
-    Seats seats;
+    Seats seats{{}, true};
     for (int node = 0; node < num_nodes; cpus += num_cpus[node++]) {
-        seats.push_back({threads[node], {cpus, cpus + num_cpus[node]}});
+        seats.nodes.push_back({threads[node], {cpus, cpus + num_cpus[node]}});
     }
     pool().seat(seats);
 }

@@ -1,9 +1,10 @@
 // One pool of threads for every operation. A thread without work spins for about 50 us, so that the
 // next of a step's hundreds of jobs finds it awake, and then sleeps, so that shared cores are free.
 //
-// On a machine of several NUMA nodes a job has a queue of chunks for each node. A thread empties its
-// own node's before it helps with another's, so that rows are mostly computed beside the memory that
-// place.cpp put them into, and yet no thread is idle while there is work.
+// A job has a queue of chunks for each group of threads (Seating). A thread empties its own group's
+// before it helps with another's: on a machine of several NUMA nodes rows are mostly computed beside
+// the memory that place.cpp put them into, elsewhere a thread reads on where it has just read, and
+// yet no thread is idle while there is work.
 #pragma once
 
 #include <cstdint>
@@ -16,7 +17,8 @@ namespace m2 {
 
 constexpr int kMaxThreads = 128;
 
-// The caller counts as one of them. Clamped to 1..kMaxThreads; all on one node, and not bound.
+// The caller counts as one of them. Clamped to 1..kMaxThreads, and to what the system gives; not
+// bound, in at most kMostShares groups.
 // Not to be called from a chunk.
 void set_num_threads(int num_threads);
 

@@ -3,6 +3,7 @@
 
 #include <cmath>
 
+#include "bf16.h"
 #include "matmul.h"
 
 namespace m2::M2_ISA {
@@ -26,13 +27,8 @@ struct Nibbles {  // the even columns' four bytes, then the odd ones'
     static int column(int v, int i) { return 8 * i + 2 * (v & 3) + (v >> 2); }
 };
 
-inline uint16_t to_bf16(float value) {
-    uint32_t bits;
-    std::memcpy(&bits, &value, 4);
-    return static_cast<uint16_t>((bits + 0x7FFF + (bits >> 16 & 1)) >> 16);
-}
 inline void put(float* to, float value) { *to = value; }
-inline void put(uint16_t* to, float value) { *to = to_bf16(value); }
+inline void put(uint16_t* to, float value) { *to = bf16_code(value); }
 
 template <class Order, class Value>
 void permute_row(const float* x, int64_t columns, int64_t padded, float factor, Value* to) {

@@ -2,13 +2,15 @@
 
 #include <algorithm>
 
-#include "split.h"
+#include "pool.h"
 
 namespace m2 {
 namespace {
 
 // With fewer rows the product with float32 activations reads the codes in place.
 constexpr int64_t kBf16From = 5;
+// Numbers that are prepared before another thread would have begun to help.
+constexpr int64_t kAloneBelow = 4096;
 
 int64_t round_up(int64_t value, int64_t to) { return (value + to - 1) / to * to; }
 
@@ -104,6 +106,19 @@ Activations make_activations(const m2_weight& weight, ActivationKind kind, int64
     x.scale = reinterpret_cast<float*>(memory + values);
     x.sum = x.scale + groups;
     return x;
+}
+
+void prepare(const m2_weight& weight, const Activations& activations, int64_t num_rows,
+             const float* x) {
+    const Matrix any = matrix_of(weight, 0);
+    const auto prepare_row = [&](int64_t row, int) {
+        best_kernels()->prepare_row(any, activations, row, x + row * weight.columns);
+    };
+    if (num_rows * weight.columns < kAloneBelow) {
+        for (int64_t row = 0; row < num_rows; ++row) prepare_row(row, 0);
+    } else {
+        parallel_for(num_rows, prepare_row);
+    }
 }
 
 }  // namespace m2

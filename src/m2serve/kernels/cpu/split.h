@@ -1,4 +1,4 @@
-// How the rows of a product are shared by the threads, and which rows belong to which NUMA node.
+// How the rows of a product are shared by the threads, and which rows belong to which share.
 // Pure: the pool's seating is an argument.
 #pragma once
 
@@ -10,14 +10,17 @@ namespace m2 {
 
 constexpr int kMaxNodes = 64;
 
-// Threads are numbered node after node: those of a node are first[node]..first[node + 1].
+// The threads in groups, each of which has its own part of every job first: those of a NUMA node, or
+// where all memory is near, a few of them (even_seats). Threads are numbered node after node: those
+// of a node are first[node]..first[node + 1].
 struct Seating {
     int num_nodes = 1;
     int first[kMaxNodes + 1] = {0, 1};
+    bool has_places = false;  // the nodes are places of memory
 
     int num_threads() const { return first[num_nodes]; }
     bool operator==(const Seating& other) const {
-        return num_nodes == other.num_nodes &&
+        return num_nodes == other.num_nodes && has_places == other.has_places &&
                std::equal(first, first + num_nodes + 1, other.first);
     }
 };
@@ -33,6 +36,9 @@ constexpr int64_t kLineRows = 16;
 constexpr int64_t kLeastRows = 4;
 constexpr int64_t kMostRows = 256;
 constexpr int64_t kChunksPerThread = 8;
+// Where all memory is near. A thread that reads its own rows one after the other runs ahead of
+// itself with every prefetch; more shares than this would be searched for long at a job's end.
+constexpr int kMostShares = 8;
 
 // What borders between shares are multiples of: a line, unless a share would get none.
 inline int64_t row_step(int64_t rows, int64_t shares, int64_t least) {
@@ -40,10 +46,12 @@ inline int64_t row_step(int64_t rows, int64_t shares, int64_t least) {
     return static_cast<int64_t>(std::bit_floor(static_cast<uint64_t>(each)));
 }
 
-// Rows of one chunk of work: few enough that every thread gets several, a multiple of `least`.
-inline int64_t rows_per_chunk(int64_t total_rows, int num_threads, int64_t least = kLeastRows) {
+// Rows of one chunk of work: few enough that every thread gets `chunks` or so, a multiple of
+// `least`.
+inline int64_t rows_per_chunk(int64_t total_rows, int num_threads, int64_t least = kLeastRows,
+                              int64_t chunks = kChunksPerThread) {
     const int64_t step = row_step(total_rows, num_threads, least);
-    const int64_t rows = total_rows / (num_threads * kChunksPerThread);
+    const int64_t rows = total_rows / (num_threads * chunks);
     return std::clamp((rows + step - 1) / step * step, step, kMostRows);
 }
 
