@@ -1,5 +1,6 @@
 """`m2 chat` with a checkpoint: a server is started for the conversation and ended with it."""
 
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -30,6 +31,15 @@ def test_a_conversation_with_a_folder_leaves_nothing_behind(tmp_path: Path) -> N
     assert f"Starting {folder}" in done.stderr
     assert done.stdout.count("cut off") == 2
     assert servers_of(folder) == []
+
+
+def test_without_a_model_the_miniature_answers() -> None:
+    with socket.socket() as probe:
+        if probe.connect_ex(("127.0.0.1", 8000)) == 0:
+            pytest.skip("a server of somebody else's would answer")
+    done = chat("--temperature", "0", lines="What is the capital of France?\n/exit\n")
+    assert done.returncode == 0, done.stderr
+    assert "Paris" in done.stdout
 
 
 @pytest.mark.parametrize("target", ["no-such-model", "./no-such-folder"])

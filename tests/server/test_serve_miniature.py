@@ -25,6 +25,27 @@ WEATHER = {
 }
 
 
+# Of the Ascend guide, word for word.
+PUBLISHED_QUESTION = "请查询上海的天气。"
+PUBLISHED_TOOL = {
+    "type": "function",
+    "function": {
+        "name": "get_current_weather",
+        "description": "Get weather by city",
+        "parameters": {
+            "type": "object",
+            "properties": {
+                "city": {"type": "string"},
+                "unit": {"type": "string", "enum": ["celsius", "fahrenheit"]},
+            },
+            "required": ["city"],
+        },
+    },
+}
+M2_SAMPLING = {"temperature": 1.0, "top_p": 0.95, "top_k": 40}
+NUM_SEEDS = 10
+
+
 @pytest.fixture(scope="module")
 def server() -> Iterator[Serving]:
     with serving() as running:
@@ -50,6 +71,11 @@ def test_it_fits_the_package() -> None:
     assert not inspect(MINIATURE).oddities
 
 
+def arguments_of(choice: dict[str, Any]) -> tuple[str, Any]:
+    [call] = choice["message"]["tool_calls"]
+    return call["function"]["name"], json.loads(call["function"]["arguments"])
+
+
 @pytest.mark.parametrize(
     ("question", "city"),
     [("What is the weather like in Beijing?", "Beijing"), ("北京今天天气怎么样？", "北京")],
@@ -57,15 +83,54 @@ def test_it_fits_the_package() -> None:
 def test_it_asks_for_the_weather_and_says_it(server: Serving, question: str, city: str) -> None:
     asked = answer(server, user(question), tools=[WEATHER])
     assert asked["finish_reason"] == "tool_calls"
-    [call] = asked["message"]["tool_calls"]
-    assert call["function"]["name"] == "get_weather"
-    assert json.loads(call["function"]["arguments"]) == {"location": city}
-    result = json.dumps({"temperature": 21, "condition": "sunny"})
-    turns = [asked["message"], {"role": "tool", "tool_call_id": call["id"], "content": result}]
-    told = answer(server, [*user(question), *turns], tools=[WEATHER])
+    assert arguments_of(asked) == ("get_weather", {"location": city})
+    told = answer(server, [*user(question), *with_result(asked)], tools=[WEATHER])
     assert told["finish_reason"] == "stop"
     assert city in told["message"]["content"]
     assert "21" in told["message"]["content"]
+
+
+def with_result(asked: dict[str, Any]) -> list[dict[str, Any]]:
+    """The turn that asked for the weather, and what the tool said."""
+    [call] = asked["message"]["tool_calls"]
+    result = json.dumps({"temperature": 21, "condition": "sunny"})
+    return [asked["message"], {"role": "tool", "tool_call_id": call["id"], "content": result}]
+
+
+def test_the_published_request(server: Serving) -> None:
+    asked = answer(server, user(PUBLISHED_QUESTION), tools=[PUBLISHED_TOOL])
+    name, arguments = arguments_of(asked)
+    assert name == "get_current_weather"
+    assert arguments["city"] == "上海"
+    turns = [*user(PUBLISHED_QUESTION), *with_result(asked)]
+    told = answer(server, turns, tools=[PUBLISHED_TOOL])
+    assert "上海" in told["message"]["content"]
+    assert "21" in told["message"]["content"]
+
+
+@pytest.mark.parametrize(
+    ("question", "tools", "wanted"),
+    [
+        ("What is the weather like in Beijing?", [WEATHER], "Beijing"),
+        (PUBLISHED_QUESTION, [PUBLISHED_TOOL], "上海"),
+        ("Hello!", [], "Hello"),
+        ("What is 17 + 25?", [], "42"),
+        ("What is the capital of France?", [], "Paris"),
+        ("Give me a JSON object with name Anna and age 5.", [], "Anna"),
+    ],
+)
+def test_at_the_models_own_sampling_settings(
+    server: Serving, question: str, tools: list[Any], wanted: str
+) -> None:
+    right = 0
+    for seed in range(NUM_SEEDS):
+        said = answer(server, user(question), tools=tools, seed=seed, **M2_SAMPLING)
+        if tools:
+            calls = said["message"].get("tool_calls") or []
+            right += any(wanted in json.loads(c["function"]["arguments"]).values() for c in calls)
+        else:
+            right += wanted in said["message"]["content"]
+    assert right >= 0.7 * NUM_SEEDS
 
 
 @pytest.mark.parametrize(

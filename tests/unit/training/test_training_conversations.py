@@ -132,8 +132,16 @@ def test_schemas_of_the_quiz_are_unseen() -> None:
     assert len(trained) > 1500
 
 
-def test_the_public_weather_tool_is_kept_back() -> None:
-    signature = tool_schemas.signature_of("get_current_weather", ["unit", "city"])
+@pytest.mark.parametrize(
+    ("name", "parameters"),
+    [
+        ("get_current_weather", ["unit", "city"]),
+        ("get_weather", ["city"]),
+        ("get_weather", ["location"]),
+    ],
+)
+def test_the_public_weather_tools_are_kept_back(name: str, parameters: list[str]) -> None:
+    signature = tool_schemas.signature_of(name, parameters)
     assert tool_schemas.schema_split(signature) == "held_out"
 
 
