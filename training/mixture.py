@@ -38,15 +38,15 @@ GENERATORS: Mapping[str, Generator] = {
 }
 # Documents, not tokens.
 WEIGHTS: Mapping[str, float] = {
-    "free_question": 28,
-    "multiple_choice": 23,
-    "arithmetic": 11,
-    "tool_use": 28,
+    "free_question": 27,
+    "multiple_choice": 19,
+    "arithmetic": 13,
+    "tool_use": 30,
     "retrieval": 5,
     "copying": 3,
     "small_talk": 4,
-    "json_object": 4,
-    "python_function": 4,
+    "json_object": 5,
+    "python_function": 5,
 }
 SYSTEM_SHARE = 0.12
 

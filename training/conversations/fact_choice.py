@@ -10,7 +10,7 @@ from itertools import accumulate
 
 from training.facts import Fact, Relation, load_relations
 
-CHINESE_SHARE = 0.14
+CHINESE_SHARE = 0.28
 
 Drawn = tuple[Relation, Fact]
 

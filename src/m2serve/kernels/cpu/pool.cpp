@@ -114,8 +114,14 @@ class Pool {
 public:
     Pool() { change_seating(seats_); }
 
-    void seat(const Seats& seats) {
+    // Of every step's every call, so without a look at the seats.
+    void seat_evenly(int count) {
+        if (evenly_seated_.load(std::memory_order_relaxed) != count) seat(even_seats(count), count);
+    }
+
+    void seat(const Seats& seats, int evenly = 0) {
         const std::lock_guard<std::mutex> turn(turns_);
+        evenly_seated_.store(evenly, std::memory_order_relaxed);
         if (seats == seats_) return;
         stop_.store(true);
         generation_.fetch_add(1);
@@ -281,6 +287,7 @@ private:
     std::atomic<const Seating*> seating_{nullptr};
     std::atomic<bool> stop_{false};
     std::atomic<bool> crowded_{false};
+    std::atomic<int> evenly_seated_{0};  // the threads asked for, if that was all that was asked
 
     // The job; what all threads write lies on cache lines of its own.
     Queue queues_[kMaxNodes];
@@ -304,7 +311,7 @@ Pool& pool() {
 }  // namespace
 
 void set_num_threads(int num_threads) {
-    pool().seat(even_seats(std::clamp(num_threads, 1, kMaxThreads)));
+    pool().seat_evenly(std::clamp(num_threads, 1, kMaxThreads));
 }
 
 void seat_threads(int num_nodes, const int32_t* threads, const int32_t* num_cpus,
