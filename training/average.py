@@ -30,6 +30,9 @@ def average(folder: Path, first: Path, second: Path, share: float) -> None:
     counters = restore(second / "checkpoint", models[1], optimizers[1])
     before = models[0].state_dict()
     with torch.no_grad():
+        for model in models:  # the mean of two products is not the product of the means
+            model.lm_head.copy_(model.head_weight())
+            model.head_map.zero_()
         for name, tensor in models[1].state_dict().items():
             tensor.lerp_(before[name], 1 - share)
     folder.mkdir(parents=True)

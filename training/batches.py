@@ -18,6 +18,7 @@ from m2serve.chat.tokenizer import Tokenizer
 from training.mixture import STAGES, document_rng, draw_sample
 from training.modeling import Block
 from training.rendering import Document, render_document
+from training.sharing import dealt_out
 from training.split import Split
 
 DOCUMENTS_A_STEP = 1_000_000  # more than any step has; keeps the numbers of steps apart
@@ -73,14 +74,6 @@ def step_documents(
         documents.append(document)
         total += len(document)
     return documents
-
-
-def share_out(documents: Sequence[Document], count: int) -> list[list[Document]]:
-    """In `count` lots that take about equally long; some are empty when documents are few."""
-    lots: list[list[Document]] = [[] for _ in range(count)]
-    for document in sorted(documents, key=lambda one: -len(one)):
-        min(lots, key=lambda lot: sum(map(_cost, lot))).append(document)
-    return lots
 
 
 def _cost(document: Document) -> float:
@@ -156,5 +149,5 @@ def draw_share(
     """
     assert _tokenizer is not None, "start_worker comes first"
     documents = step_documents(seed, stage, step, num_tokens, _tokenizer)
-    own = share_out(documents, num_processes)[rank]
+    own = dealt_out(documents, num_processes, _cost)[rank]
     return make_batch(own) if own else None

@@ -30,25 +30,23 @@ class Counters:
 
 def save(folder: Path, model: MiniatureM2, optimizer: Optimizer, counters: Counters) -> None:
     """Written beside the old one and then put in its place, so a crash leaves one that is whole:
-    `is_there` puts the old one back."""
+    what reads it puts the old one back."""
     fresh = folder.with_name(folder.name + ".new")
     fresh.mkdir(parents=True, exist_ok=True)
     tensors = {name: t.detach().contiguous() for name, t in _tensors(model, optimizer).items()}
     save_file(tensors, fresh / _TENSORS)
     (fresh / _COUNTERS).write_text(json.dumps(asdict(counters)))
     old = _old(folder)
-    shutil.rmtree(old, ignore_errors=True)
     if folder.is_dir():
+        shutil.rmtree(old, ignore_errors=True)
         folder.rename(old)
     fresh.rename(folder)
     shutil.rmtree(old, ignore_errors=True)
 
 
-def is_there(folder: Path) -> bool:
-    """Whether there is a checkpoint to go on from."""
-    if _old(folder).is_dir() and not folder.is_dir():
-        _old(folder).rename(folder)
-    return folder.is_dir()
+def has_checkpoint(folder: Path) -> bool:
+    """Whether there is one to go on from, perhaps after a save was interrupted."""
+    return folder.is_dir() or _old(folder).is_dir()
 
 
 def _old(folder: Path) -> Path:
@@ -57,6 +55,8 @@ def _old(folder: Path) -> Path:
 
 def restore(folder: Path, model: MiniatureM2, optimizer: Optimizer) -> Counters:
     """Load in place; raises FileNotFoundError or KeyError when the folder does not fit."""
+    if _old(folder).is_dir() and not folder.is_dir():
+        _old(folder).rename(folder)
     stored = load_file(folder / _TENSORS)
     with torch.no_grad():
         for name, tensor in _tensors(model, optimizer).items():

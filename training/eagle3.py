@@ -31,6 +31,7 @@ STEP_DECAY = 0.8  # a later token counts less
 LR = 2e-3
 STEP_TOKENS = 6144
 STAGE = 2  # short documents, few drills
+LONG_STAGE, LONG_EVERY = 4, 8  # now and then documents up to the whole context
 COUNTED_STEPS = 20
 LOG_EVERY = 20
 
@@ -121,7 +122,8 @@ def train(options: argparse.Namespace) -> None:
     for step in range(options.steps):
         for group in optimizer.param_groups:
             group["lr"] = LR * rate_factor(step / options.steps)
-        batch = draw_batch(options.seed, STAGE, step, STEP_TOKENS).to(device)
+        stage = LONG_STAGE if step % LONG_EVERY == LONG_EVERY - 1 else STAGE
+        batch = draw_batch(options.seed, stage, step, STEP_TOKENS).to(device)
         loss, agreement = draft_loss(draft, target, batch, vocabulary)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(draft.parameters(), 1.0)

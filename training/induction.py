@@ -1,5 +1,5 @@
-"""A start from which copying is learnt in minutes: two heads that already look the right way, and a
-head that knows what the second has read.
+"""A start from which copying is learnt in minutes: two attention heads that already look the right
+way, and an output head that knows what the second has read.
 
 Copying, and with it tool arguments and needles, waits for an induction head: one head that looks at
 the previous token, and one in a later layer that looks for the place where the present token was
@@ -53,7 +53,7 @@ def _look_back(attention: Attention, model: MiniatureM2, constant: float) -> Non
 
 
 def _write(attention: Attention, model: MiniatureM2, generator: torch.Generator) -> None:
-    """What head 0 reads, as far as 64 numbers hold it, goes to the residual stream; all other heads
+    """What head 0 reads, as far as its numbers hold it, goes to the residual stream; all other heads
     start silent."""
     size = (model.shape.hidden_size - 1, model.shape.head_dim)
     read, written = torch.randn((2, *size), generator=generator)

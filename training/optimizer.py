@@ -136,15 +136,9 @@ def load_summary(loads_LE: torch.Tensor) -> Mapping[str, float]:
     return {"max_load": round(float(shares.max()), 3), "min_load": round(float(shares.min()), 3)}
 
 
-def shares_of_work(parameters: Mapping[str, nn.Parameter], count: int) -> list[list[str]]:
-    """Names of parameters in `count` lots whose updates take about equally long."""
-    cost = {
-        name: p.numel() * (MATRIX_COST if _is_matrix(name) else 1) for name, p in parameters.items()
-    }
-    lots: list[list[str]] = [[] for _ in range(count)]
-    for name in sorted(cost, key=lambda name: (-cost[name], name)):
-        min(lots, key=lambda lot: sum(cost[other] for other in lot)).append(name)
-    return lots
+def update_cost(name: str, parameter: nn.Parameter) -> float:
+    """How long an update takes, relative to that of a number Adam moves."""
+    return parameter.numel() * (MATRIX_COST if _is_matrix(name) else 1)
 
 
 def _is_matrix(name: str) -> bool:

@@ -1,24 +1,23 @@
-"""One step, computed by several processes of one thread each.
+"""One step, computed by several processes.
 
-On a CPU two such processes are faster than one of two threads: nothing waits between the many small
-operations of a step. Each has documents of its own; weights, gradients and the optimizer's state
-lie in shared memory, and each process moves the weights it owns. With a given number of processes
-every sum has one order, so a run stays repeatable to the bit; with another it differs by rounding.
-On a GPU the team is one process.
+On two cores two processes of one thread are faster than one of two: nothing waits between the many
+small operations of a step. Each has documents of its own; weights, gradients and the state of the
+optimizer lie in shared memory, and each process moves the weights it owns. With a given number of
+processes every sum has one order, so a run stays repeatable to the bit; with another it differs by
+rounding. On a GPU the team is one process.
 """
 
 from __future__ import annotations
 
 import math
-import os
 import shutil
-import threading
+import sys
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
-from multiprocessing import connection, parent_process
-from multiprocessing.synchronize import Barrier
+from multiprocessing.connection import Connection, wait
+from multiprocessing.process import BaseProcess
 from pathlib import Path
-from threading import BrokenBarrierError
 
 import torch
 import torch.nn.functional as F
@@ -27,7 +26,8 @@ from torch import multiprocessing
 from training.batches import Batch, draw_share, start_worker
 from training.memory import keep_freed_memory
 from training.modeling import MiniatureM2
-from training.optimizer import Optimizer, balance_experts, load_summary, shares_of_work
+from training.optimizer import Optimizer, balance_experts, load_summary, update_cost
+from training.sharing import dealt_out
 
 MAX_GRADIENT_NORM = 1.0
 SHARED_MEMORY = Path("/dev/shm")
@@ -70,7 +70,7 @@ class Shared:
     def of(cls, model: MiniatureM2, optimizer: Optimizer, num_processes: int) -> Shared:
         """Moves weights and state to shared memory where other processes are to see them.
 
-        Raises MemoryError when there is too little of it.
+        Raises NoRoom when there is too little of it.
         """
         if num_processes > 1:
             _check_room(model, optimizer, num_processes)
@@ -104,17 +104,14 @@ class Shared:
 class Member:
     """What each of the processes does."""
 
-    def __init__(self, rank: int, shared: Shared, barrier: Barrier | None) -> None:
+    def __init__(self, rank: int, shared: Shared, meet: Callable[[], None]) -> None:
         self._rank = rank
         self._shared = shared
-        self._barrier = barrier
+        self.meet = meet  # returns when all processes are there
         self._parameters = dict(shared.model.named_parameters())
-        self._own = shares_of_work(self._parameters, shared.num_processes)[rank]
-
-    def wait(self) -> None:
-        """For all the others; raises BrokenBarrierError when one is gone."""
-        if self._barrier is not None:
-            self._barrier.wait()
+        self._own = dealt_out(
+            self._parameters, shared.num_processes, lambda n: update_cost(n, self._parameters[n])
+        )[rank]
 
     def compute(self, batch: Batch | None) -> None:
         """This process's row of gradients, loads and sums."""
@@ -141,7 +138,7 @@ class Member:
         predicted = float(shared.sums[:, 1].sum())
         mean = {name: shared.gradients[name].sum(0).div_(predicted) for name in self._own}
         shared.sums[self._rank, 3] = sum(float(g.square().sum()) for g in mean.values())
-        self.wait()
+        self.meet()
         clip = min(1.0, MAX_GRADIENT_NORM / (gradient_norm(shared) + 1e-6))
         for name, p in self._parameters.items():
             p.grad = mean[name].mul_(clip) if name in mean else None
@@ -157,60 +154,58 @@ class Team:
         self, model: MiniatureM2, optimizer: Optimizer, tokenizer_folder: Path, num_processes: int
     ) -> None:
         self._shared = Shared.of(model, optimizer, num_processes)
-        context = multiprocessing.get_context("spawn")
-        self._barrier = context.Barrier(num_processes) if num_processes > 1 else None
-        self._member = Member(0, self._shared, self._barrier)
-        others = (self._shared, self._barrier, tokenizer_folder, torch.get_num_threads())
-        self._others = [
-            context.Process(target=_serve, args=(rank, *others), daemon=True)
-            for rank in range(1, num_processes)
-        ]
-
-    @property
-    def num_processes(self) -> int:
-        return self._shared.num_processes
+        self._member = Member(0, self._shared, self._meet)
+        self._tokenizer_folder = tokenizer_folder
+        self._others: list[tuple[BaseProcess, Connection]] = []
 
     def __enter__(self) -> Team:
-        for process in self._others:
+        context = multiprocessing.get_context("spawn")
+        for rank in range(1, self._shared.num_processes):
+            ours, theirs = context.Pipe()
+            process = context.Process(
+                target=_serve,
+                args=(rank, self._shared, theirs, self._tokenizer_folder, torch.get_num_threads()),
+                daemon=True,
+            )
             process.start()
-        if self._others:
-            threading.Thread(target=self._watch, daemon=True).start()
+            theirs.close()
+            self._others.append((process, ours))
         return self
 
     def __exit__(self, *error: object) -> None:
-        for process in self._others:
+        for process, pipe in self._others:
+            pipe.close()
             process.kill()
             process.join()
-
-    def _watch(self) -> None:
-        """Nobody waits for a process that is gone."""
-        connection.wait([process.sentinel for process in self._others])
-        if self._barrier is not None:
-            self._barrier.abort()
 
     def step(self, order: Order, draw: Callable[[], Batch | None]) -> dict[str, float]:
         """Run the step; `draw` brings the first process's documents. Returns what the log says.
 
         Raises RuntimeError when another process is gone.
         """
-        try:
-            self._run(order, draw)
-        except BrokenBarrierError as error:
-            codes = [process.exitcode for process in self._others]
-            raise RuntimeError(
-                f"another process of the training ended: exit codes {codes}"
-            ) from error
-        return self._summary(order)
-
-    def _run(self, order: Order, draw: Callable[[], Batch | None]) -> None:
         shared, member = self._shared, self._member
         numbers = (order.seed, order.stage, order.step, order.num_tokens, order.factor)
         shared.order.copy_(torch.tensor(numbers, dtype=torch.float64))
-        member.wait()
+        member.meet()
         member.compute(draw())
-        member.wait()
+        member.meet()
         member.update(order.factor)
-        member.wait()
+        member.meet()
+        return self._summary(order)
+
+    def _meet(self) -> None:
+        for process, pipe in self._others:
+            try:
+                wait([pipe, process.sentinel])
+                pipe.recv_bytes()
+            except (EOFError, OSError) as error:
+                process.join()
+                ended = f"process {process.name} of the training ended with {process.exitcode}"
+                text = f"{ended}; the same command goes on from the last checkpoint"
+                raise RuntimeError(text) from error
+        for _, pipe in self._others:
+            with suppress(OSError):  # who is gone now is missed at the next meeting
+                pipe.send_bytes(b"go")
 
     def _summary(self, order: Order) -> dict[str, float]:
         shared = self._shared
@@ -230,39 +225,43 @@ def gradient_norm(shared: Shared) -> float:
     return math.sqrt(float(shared.sums[:, 3].sum()))
 
 
+class NoRoom(Exception):
+    """Too little shared memory; the sentence says what to do."""
+
+
 def _check_room(model: MiniatureM2, optimizer: Optimizer, num_processes: int) -> None:
     weights = sum(t.nbytes for t in model.state_dict().values())
     state = sum(t.nbytes for t in optimizer.state.values())
     needed = state + weights * (1 + num_processes)
     free = shutil.disk_usage(SHARED_MEMORY).free if SHARED_MEMORY.is_dir() else needed
     if free < needed:
-        raise MemoryError(
+        raise NoRoom(
             f"{num_processes} processes share {needed >> 20} MiB, but {SHARED_MEMORY} has "
             f"{free >> 20} MiB left: give the container more (--shm-size 1g) or use --processes 1"
         )
 
 
-def _end_with_parent() -> None:
-    parent = parent_process()
-    assert parent is not None
-    connection.wait([parent.sentinel])
-    os._exit(1)
-
-
 def _serve(
-    rank: int, shared: Shared, barrier: Barrier, tokenizer_folder: Path, num_threads: int
+    rank: int, shared: Shared, pipe: Connection, tokenizer_folder: Path, num_threads: int
 ) -> None:
-    """Step after step, until the first process ends this one."""
-    threading.Thread(target=_end_with_parent, daemon=True).start()
+    """Step after step, until the first process is gone or ends this one."""
+
+    def meet() -> None:
+        try:
+            pipe.send_bytes(b"here")
+            pipe.recv_bytes()
+        except (EOFError, OSError):
+            sys.exit(0)
+
     torch.set_num_threads(num_threads)
     keep_freed_memory()
     start_worker(tokenizer_folder)
-    member = Member(rank, shared, barrier)
+    member = Member(rank, shared, meet)
     while True:
-        member.wait()
+        member.meet()
         seed, stage, step, num_tokens, factor = shared.order.tolist()
         order = Order(int(seed), int(stage), int(step), int(num_tokens), factor)
         member.compute(order.draw(rank, shared.num_processes))
-        member.wait()
+        member.meet()
         member.update(order.factor)
-        member.wait()
+        member.meet()

@@ -33,7 +33,7 @@ from m2serve.chat.tokenizer import Tokenizer
 from m2serve.environment import one_cpu_a_core, usable_cpus
 from m2serve.spec.shape import ModelShape
 from training.batches import Batch, start_worker
-from training.checkpointing import Counters, drop_rows_from, is_there, restore, save
+from training.checkpointing import Counters, drop_rows_from, has_checkpoint, restore, save
 from training.export import export
 from training.induction import lay_out_induction
 from training.memory import keep_freed_memory
@@ -42,7 +42,7 @@ from training.modeling import MiniatureM2, num_parameters
 from training.optimizer import Optimizer
 from training.probe import append_scores, probe_documents, score
 from training.schedule import Budget, rate_factor
-from training.team import Order, Team
+from training.team import NoRoom, Order, Team
 from training.tokenizer import NUM_DOCUMENTS, VOCAB_SIZE, train_tokenizer, write_tokenizer
 
 SHAPE = ModelShape(
@@ -87,7 +87,7 @@ class Run:
         self.model.to(self.device)
         self.optimizer = Optimizer(self.model)
         self.counters = Counters(seed=options.seed)
-        if is_there(folder / "checkpoint"):
+        if has_checkpoint(folder / "checkpoint"):
             self.counters = restore(folder / "checkpoint", self.model, self.optimizer)
         elif options.after:
             restore(options.after / "checkpoint", self.model, self.optimizer)
@@ -247,7 +247,10 @@ def main() -> None:
     options.folder.mkdir(parents=True, exist_ok=True)
     run = Run(options.folder, options)
     run.describe()
-    run.train()
+    try:
+        run.train()
+    except NoRoom as error:
+        parser.error(str(error))
 
 
 if __name__ == "__main__":

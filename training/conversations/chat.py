@@ -105,7 +105,6 @@ _TALKS: tuple[Talk, ...] = (
             "What is your name?",
             "Introduce yourself.",
             "Tell me who you are.",
-            "Hello! Who are you?",
             "Which model are you?",
             "Are you a robot?",
         ),
@@ -233,7 +232,7 @@ def _named(rng: random.Random, split: Split) -> Sample:
     name = draw(lambda: rng.choice((*NAMES, made_up(rng).title())), lambda n: f"name:{n}", split)
     job = rng.choice(("assistant", "helper", "guide", "librarian", "translator"))
     system = System(f"You are a helpful {job}. Your name is {name}.")
-    train = ("Who are you?", "What is your name?", "Hello! Who are you?", "Introduce yourself.")
+    train = ("Who are you?", "What is your name?", "Introduce yourself.")
     text = choose(rng, train, ("Hello, who are you?", "Could you introduce yourself?"), split)
     thought = f"The system text says that my name is {name}."
     content = f"I am {name}, a helpful {job}."

@@ -63,7 +63,7 @@ class TokenChooser:
             groups[_kind(choice, vocab_size)].append(row)
         token_ids = [NO_TOKEN] * len(choices)
         for kind, rows in groups.items():
-            of_kind = logits if len(rows) == len(logits) else logits[rows]
+            of_kind = logits if len(rows) == logits.shape[0] else logits[rows]
             found = self._choose(kind, of_kind, [choices[row] for row in rows])
             for row, token_id in zip(rows, found, strict=True):
                 token_ids[row] = token_id

@@ -39,7 +39,6 @@ class Sampler:
         """Seconds spent in the native library so far."""
         return self._chooser.native_s
 
-    @torch.inference_mode()
     def sample(self, logits: torch.Tensor, sequences: list[Sequence]) -> list[SequenceResult]:
         """One result for each row: a token and its logprobs, or the request's error.
 
@@ -65,7 +64,6 @@ class Sampler:
             for row in range(len(sequences))
         ]
 
-    @torch.inference_mode()
     def prompt_logprobs(
         self, logits: torch.Tensor, target_ids: tuple[int, ...], num_logprobs: int
     ) -> list[list[TokenLogprob]] | None:
@@ -123,7 +121,7 @@ def _logprobs(
 
 def _take(logits: torch.Tensor, rows: list[int]) -> torch.Tensor:
     """Rows of a step's logits; no copy when they are all of them."""
-    return logits if len(rows) == len(logits) else logits[rows]
+    return logits if len(rows) == logits.shape[0] else logits[rows]
 
 
 def _rows_not_finite(logits: torch.Tensor) -> list[int]:

@@ -90,7 +90,7 @@ class _Buffer:
             self._array = np.zeros(max(count, 2 * len(self._array)), self._array.dtype)
             self._tensor = self._used = torch.from_numpy(self._array)
         self._array[:count] = values
-        if len(self._used) != count:
+        if self._used.shape[0] != count:
             self._used = self._tensor[:count]
         return self._used
 

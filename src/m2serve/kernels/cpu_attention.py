@@ -45,7 +45,7 @@ def cpu_kv_cache(
 def address(tensor: torch.Tensor) -> int:
     """Of the first element of a contiguous tensor in main memory."""
     assert tensor.is_contiguous()
-    assert tensor.device.type == "cpu"
+    assert tensor.is_cpu
     return tensor.data_ptr()
 
 

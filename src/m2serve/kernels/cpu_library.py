@@ -110,8 +110,9 @@ def _load(path: Path) -> ctypes.CDLL:
 def _difference(functions: ctypes.CDLL) -> str:
     """Where the library was built of other sources than these modules belong to; or nothing."""
     found = (ctypes.c_int64 * (1 + len(STRUCTURES)))()
-    functions.m2_abi(found)
-    if found[0] != ABI:
+    functions.m2_abi.restype = ctypes.c_int64
+    count = functions.m2_abi(found, ctypes.c_int64(len(found)))
+    if found[0] != ABI or count != len(found):
         return f"its interface is number {found[0]}, not {ABI}"
     for structure, size in zip(STRUCTURES, found[1:], strict=True):
         if ctypes.sizeof(structure) != size:

@@ -203,10 +203,10 @@ def _damaged(name: str, where: str = "") -> CheckpointError:
 
 def _cpu_batch(batch: ForwardBatch) -> CpuBatch:
     return CpuBatch(
-        num_tokens=len(batch.token_ids),
-        num_sequences=len(batch.seq_lens),
+        num_tokens=batch.token_ids.shape[0],
+        num_sequences=batch.seq_lens.shape[0],
         blocks=batch.block_table.shape[1],
-        num_logits_rows=len(batch.logits_rows),
+        num_logits_rows=batch.logits_rows.shape[0],
         token_ids=_indices(batch.token_ids, torch.int64),
         positions=_indices(batch.positions, torch.int64),
         slot_mapping=_indices(batch.slot_mapping, torch.int64),

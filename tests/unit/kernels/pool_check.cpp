@@ -173,14 +173,32 @@ void check_binding() {
     pthread_getaffinity_np(pthread_self(), sizeof(after), &after);
     check(CPU_EQUAL(&mine, &after), "the caller is free again");
     check_job({5, 8}, true, nodes);
-    // No machine has this one: all threads on one node, and the same request changes nothing.
+    // No machine has this one: the threads are free, and the same request changes nothing.
     const std::vector<int32_t> denied(2, CPU_SETSIZE - 1);
     seat_threads(2, threads.data(), num_cpus.data(), denied.data());
-    check(seating().num_nodes == 1 && m2::num_threads() == 4, "denied");
+    check(!seating().has_places && m2::num_threads() == 4, "denied");
     const Seating* before = &seating();
     seat_threads(2, threads.data(), num_cpus.data(), denied.data());
     check(before == &seating(), "denied again");
-    check_job({5}, false, {0, 0, 0, 0});
+    const int shares = seating().num_nodes;
+    check_job(std::vector<int64_t>(static_cast<size_t>(shares), 5), false, {0, 1, 2, 3});
+}
+
+void check_even_seats() {
+    for (const int count : {1, 2, 3, 7, 8, 9, 33, 128}) {
+        set_num_threads(count);
+        const Seating& seats = seating();
+        check(!seats.has_places && seats.num_threads() == count, "all threads are seated");
+        check(seats.num_nodes == std::min(count, kMostShares), "a share for each, of eight");
+        for (int share = 0; share < seats.num_nodes; ++share) {
+            const int size = seats.first[share + 1] - seats.first[share];
+            check(size == count / seats.num_nodes || size == count / seats.num_nodes + 1, "evenly");
+            check(seats.node_of(seats.first[share]) == share, "who begins a share is of it");
+        }
+        const Seating* before = &seats;
+        set_num_threads(count);
+        check(before == &seating(), "the same again changes nothing");
+    }
 }
 
 }  // namespace
@@ -193,6 +211,7 @@ int main() {
     check_failures();
     check_callers_take_turns();
     check_binding();
+    check_even_seats();
     std::puts("ok");
     return 0;
 }

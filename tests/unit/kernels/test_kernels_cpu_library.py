@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import shlex
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -90,21 +91,24 @@ def test_a_library_of_another_version_is_refused(fresh: pytest.MonkeyPatch) -> N
         load_cpu_library()
 
 
-@pytest.mark.skipif(find_cpu_library() is None, reason="no library was built")
+@pytest.mark.skipif(load_cpu_library() is None, reason="no native kernels here")
 def test_a_system_without_more_threads_computes_with_those_there_are() -> None:
     code = """
-import resource, torch
+import os, resource, torch
 from m2serve.kernels.cpu_sample import make_cpu_sampler
 torch.set_num_threads(1)
 logits = torch.arange(70000.0).repeat(9, 1)
-torch.set_num_threads(8)
+torch.set_num_threads(64)
 sampler = make_cpu_sampler()
-stack = 8 << 20
 used = int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize()
-resource.setrlimit(resource.RLIMIT_AS, (used + 3 * stack, resource.RLIM_INFINITY))
+stack = resource.getrlimit(resource.RLIMIT_STACK)[0]
+resource.setrlimit(resource.RLIMIT_AS, (used + 4 * stack, resource.RLIM_INFINITY))
+before = len(os.listdir("/proc/self/task"))
 print(sampler.choose(logits, [(1.0, 0.0, 1, 1.0, 0.0)] * 9))
+assert len(os.listdir("/proc/self/task")) - before < 63, "every thread was started"
 """
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    command = ["bash", "-c", f'ulimit -s 8192; exec {shlex.quote(sys.executable)} -c "$0"', code]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60)
     assert done.returncode == 0, done.stderr
     assert done.stdout.strip() == str([69999] * 9)
 

@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 
 from training import average
 from training.checkpointing import Counters, restore, save
-from training.modeling import MiniatureM2
+from training.modeling import MiniatureM2, checkpoint_tensors
 from training.optimizer import Optimizer
 from training.train import SHAPE
 
@@ -36,13 +36,13 @@ def test_every_weight_lies_between(
     tmp_path: Path, tokenizer_folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(average, "SHAPE", SMALL)
-    first = make_run(tmp_path / "a", tokenizer_folder, 1).state_dict()
-    second = make_run(tmp_path / "b", tokenizer_folder, 3).state_dict()
+    first = checkpoint_tensors(make_run(tmp_path / "a", tokenizer_folder, 1))
+    second = checkpoint_tensors(make_run(tmp_path / "b", tokenizer_folder, 3))
     average.average(tmp_path / "mean", tmp_path / "a", tmp_path / "b", share=0.25)
     found = MiniatureM2(SMALL, torch.Generator())
     counters = restore(tmp_path / "mean" / "checkpoint", found, Optimizer(found))
     assert counters.tokens == 30
-    for name, tensor in found.state_dict().items():
+    for name, tensor in checkpoint_tensors(found).items():
         torch.testing.assert_close(tensor, 0.75 * first[name] + 0.25 * second[name])
     head = load_file(tmp_path / "mean" / "model" / "model.safetensors")["lm_head.weight"]
     assert torch.equal(head, found.head_weight().detach().bfloat16())

@@ -11,7 +11,7 @@ from safetensors.torch import load_file, save_file
 from m2serve.chat.tokenizer import Tokenizer
 from m2serve.spec.shape import ModelShape
 from training.batches import make_batch, step_documents
-from training.checkpointing import Counters, drop_rows_from, is_there, restore, save
+from training.checkpointing import Counters, drop_rows_from, has_checkpoint, restore, save
 from training.modeling import MiniatureM2
 from training.optimizer import Optimizer, balance_experts, load_summary, orthogonalize
 from training.probe import append_scores, probe_documents, score
@@ -84,10 +84,10 @@ def test_a_resumed_run_is_the_run(tmp_path: Path, tokenizer: Tokenizer) -> None:
 def test_a_save_that_was_interrupted_leaves_the_one_before(tmp_path: Path) -> None:
     model, optimizer = fresh()
     folder = tmp_path / "checkpoint"
-    assert not is_there(folder)
+    assert not has_checkpoint(folder)
     save(folder, model, optimizer, Counters(1))
     folder.rename(tmp_path / "checkpoint.old")  # as far as a save had got
-    assert is_there(folder)
+    assert has_checkpoint(folder)
     assert restore(folder, model, optimizer).step == 1
 
 

@@ -22,7 +22,7 @@ def test_every_expert_works_and_none_is_overrun() -> None:
     loads = held_out_loads(load_target(MINIATURE, torch.device("cpu")))
     shares = loads / loads.mean(1, keepdim=True)
     assert float(shares.min()) > 0.1
-    assert float(shares.max()) < 4
+    assert float(shares.max()) < 2.5  # 4 would be every token
 
 
 def test_the_correction_bias_changes_who_works() -> None:

@@ -24,15 +24,18 @@ extern "C" {
 // then nothing else may be called.
 const char* m2_isa() { return m2::best_kernels() ? m2::best_kernels()->name : nullptr; }
 
-// What Python has to agree with: the interface's number and the sizes of its structures.
-void m2_abi(int64_t* out) {
+// What Python has to agree with: the interface's number and the sizes of its structures. Writes at
+// most `room` numbers and returns how many there are.
+int64_t m2_abi(int64_t* out, int64_t room) {
     const int64_t found[] = {kAbi,
                              sizeof(m2_weight),
                              sizeof(m2_layer),
                              sizeof(m2_model),
                              sizeof(m2_kv_cache),
                              sizeof(m2_batch)};
-    std::copy(std::begin(found), std::end(found), out);
+    const auto count = static_cast<int64_t>(std::size(found));
+    std::copy_n(found, std::min(room, count), out);
+    return count;
 }
 
 void m2_set_num_threads(int num_threads) { m2::set_num_threads(num_threads); }

@@ -1,18 +1,16 @@
 #include "pool.h"
 
-#include <pthread.h>
-#include <sched.h>
-
 #include <algorithm>
 #include <atomic>
 #include <chrono>
 #include <deque>
 #include <mutex>
 #include <new>
-#include <system_error>
 #include <thread>
 #include <utility>
 #include <vector>
+
+#include "seats.h"
 
 namespace m2 {
 namespace {
@@ -60,47 +58,6 @@ bool runs(const Job& job, int node, int64_t chunk, int thread) {
     }
 }
 
-// False where it is denied, or the machine is larger than a cpu_set_t.
-bool bind(pthread_t thread, const std::vector<int>& cpus) {
-    if (cpus.empty()) return true;
-    cpu_set_t set;
-    CPU_ZERO(&set);
-    for (const int cpu : cpus) {
-        if (cpu < 0 || cpu >= CPU_SETSIZE) return false;
-        CPU_SET(cpu, &set);
-    }
-    return pthread_setaffinity_np(thread, sizeof(set), &set) == 0;
-}
-
-// Those this thread may use.
-int num_processors() {
-    cpu_set_t set;
-    if (sched_getaffinity(0, sizeof(set), &set) != 0) return kMaxThreads;
-    return CPU_COUNT(&set);
-}
-
-// How many threads on which processors.
-struct NodeSeats {
-    int threads;
-    std::vector<int> cpus;
-    bool operator==(const NodeSeats&) const = default;
-};
-struct Seats {
-    std::vector<NodeSeats> nodes;
-    bool has_places;
-    bool operator==(const Seats&) const = default;
-};
-
-// `count` threads where all memory is near.
-Seats even_seats(int count) {
-    const int shares = std::min(count, kMostShares);
-    Seats seats{{}, false};
-    for (int share = 0; share < shares; ++share) {
-        seats.nodes.push_back({count * (share + 1) / shares - count * share / shares, {}});
-    }
-    return seats;
-}
-
 // A node's part of a job. `ticket` is the job's number (upper half) and how many of these chunks
 // nobody has claimed. A chunk is claimed by lowering it while it is unchanged. A job cannot end
 // before all of its chunks are claimed, so whoever succeeds has read that very job, however late it
@@ -132,13 +89,10 @@ public:
         seats_ = seats;
         bool bound = true;
         int thread = 0;
-        for (size_t node = 0; node < seats.nodes.size(); ++node) {
-            const NodeSeats& here = seats.nodes[node];
+        for (const NodeSeats& here : seats.nodes) {
             for (int i = 0; i < here.threads; ++i, ++thread) {
                 if (thread == 0) continue;
-                if (!start(thread, static_cast<int>(node))) {
-                    return change_seating(even_seats(thread));
-                }
+                if (!start(thread)) return change_seating(even_seats(thread));
                 bound = bind(workers_.back().native_handle(), here.cpus) && bound;
             }
         }
@@ -147,7 +101,7 @@ public:
 
     const Seating& seating() const { return *seating_.load(std::memory_order_acquire); }
 
-    // Empty unless there are several nodes.
+    // Empty unless threads are bound.
     std::vector<int> cpus_of_caller() {
         const std::lock_guard<std::mutex> turn(turns_);
         return seating().has_places ? seats_.nodes[0].cpus : std::vector<int>{};
@@ -181,7 +135,7 @@ public:
         }
         generation_.store(number);
         if (sleeping_.load() > 0) generation_.notify_all();
-        help(0, 0);
+        help(0);
         wait_for(total);
         if (failed_.exchange(false)) throw std::bad_alloc();
     }
@@ -198,23 +152,17 @@ public:
 
 private:
     // False where the system gives no more threads; the others do the work then.
-    bool start(int thread, int node) {
+    bool start(int thread) {
         try {
-            workers_.emplace_back([=, this] { work(thread, node); });
+            workers_.emplace_back([=, this] { work(thread); });
             return true;
-        } catch (const std::system_error&) {
+        } catch (const std::exception&) {
             return false;
         }
     }
 
     void change_seating(const Seats& seats) {
-        Seating next;
-        next.has_places = seats.has_places;
-        next.num_nodes = static_cast<int>(seats.nodes.size());
-        for (int node = 0; node < next.num_nodes; ++node) {
-            const NodeSeats& here = seats.nodes[static_cast<size_t>(node)];
-            next.first[node + 1] = next.first[node] + here.threads;
-        }
+        const Seating next = seating_of(seats);
         // Kept for whoever still reads an old one.
         auto known = std::find(seatings_.begin(), seatings_.end(), next);
         if (known == seatings_.end()) known = seatings_.insert(known, next);
@@ -225,10 +173,11 @@ private:
     // Counts its chunks by itself and reports them once: a counter that a hundred threads change
     // after every chunk would cost as much as the chunks. A job does not end before the report, so
     // that all of them are of one job.
-    void help(int thread, int node) {
+    void help(int thread) {
         const Numbered numbered(thread);
         uint32_t done = 0;
         const int num_nodes = num_nodes_.load(std::memory_order_relaxed);
+        const int node = seating().node_of(thread);
         for (int i = 0; i < num_nodes; ++i) done += take((node + i) % num_nodes, i == 0, thread);
         if (done == 0) return;
         const uint32_t total = total_.load(std::memory_order_relaxed);
@@ -264,10 +213,10 @@ private:
         }
     }
 
-    void work(int thread, int node) {
+    void work(int thread) {
         uint32_t seen = generation_.load();
         while (!stop_.load(std::memory_order_relaxed)) {
-            help(thread, node);
+            help(thread);
             const auto changed = [&] {
                 return generation_.load(std::memory_order_acquire) != seen;
             };

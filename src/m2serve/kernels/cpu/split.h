@@ -19,6 +19,12 @@ struct Seating {
     bool has_places = false;  // the nodes are places of memory
 
     int num_threads() const { return first[num_nodes]; }
+    // The last one's for threads beyond them.
+    int node_of(int thread) const {
+        int node = 0;
+        while (node + 1 < num_nodes && first[node + 1] <= thread) ++node;
+        return node;
+    }
     bool operator==(const Seating& other) const {
         return num_nodes == other.num_nodes && has_places == other.has_places &&
                std::equal(first, first + num_nodes + 1, other.first);
