@@ -53,7 +53,7 @@ def _look_back(attention: Attention, model: MiniatureM2, constant: float) -> Non
 
 
 def _write(attention: Attention, model: MiniatureM2, generator: torch.Generator) -> None:
-    """What head 0 reads, as far as its numbers hold it, goes to the residual stream; all other heads
+    """What head 0 reads, as far as its numbers hold it, goes to the residual stream; the others
     start silent."""
     size = (model.shape.hidden_size - 1, model.shape.head_dim)
     read, written = torch.randn((2, *size), generator=generator)
