@@ -39,6 +39,7 @@ class Sampler:
         """Seconds spent in the native library so far."""
         return self._chooser.native_s
 
+    @torch.inference_mode()
     def sample(self, logits: torch.Tensor, sequences: list[Sequence]) -> list[SequenceResult]:
         """One result for each row: a token and its logprobs, or the request's error.
 
@@ -64,6 +65,7 @@ class Sampler:
             for row in range(len(sequences))
         ]
 
+    @torch.inference_mode()
     def prompt_logprobs(
         self, logits: torch.Tensor, target_ids: tuple[int, ...], num_logprobs: int
     ) -> list[list[TokenLogprob]] | None:
