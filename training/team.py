@@ -15,6 +15,7 @@ import sys
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
 from pathlib import Path
@@ -35,14 +36,12 @@ SHARED_MEMORY = Path("/dev/shm")
 
 @dataclass(frozen=True)
 class Order:
-    """A step to compute: the numbers of its documents, how many tokens they have together, and the
-    learning rate as a share of its peak."""
+    """Which documents a step has: their numbers, and how many tokens they are together."""
 
     seed: int
     stage: int
     step: int
     num_tokens: int
-    factor: float
 
     def draw(self, rank: int, num_processes: int) -> Batch | None:
         """The share of one process."""
@@ -54,9 +53,10 @@ class Order:
 class Shared:
     """What all P processes see.
 
-    `order` float64 [5]. The others have a row a process: `gradients` [P, ...] by parameter, `loads`
-    float32 [P, L, E], `sums` float64 [P, 4]: tokens, predicted tokens, their loss, and the square
-    of the gradients' norm over what the process owns.
+    `order` float64 [5]: its four numbers, and the learning rate as a share of its peak. The others
+    have a row a process: `gradients` [P, ...] by parameter, `loads` float32 [P, L, E], `sums`
+    float64 [P, 4]: tokens, predicted tokens, their loss, and the square of the gradients' norm over
+    what the process owns.
     """
 
     model: MiniatureM2
@@ -113,7 +113,14 @@ class Member:
             self._parameters, shared.num_processes, lambda n: update_cost(n, self._parameters[n])
         )[rank]
 
-    def compute(self, batch: Batch | None) -> None:
+    def step(self, draw: Callable[[], Batch | None], factor: float) -> None:
+        """This process's part of a step that all have begun; returns when all have ended it."""
+        self._compute(draw())
+        self.meet()
+        self._update(factor)
+        self.meet()
+
+    def _compute(self, batch: Batch | None) -> None:
         """This process's row of gradients, loads and sums."""
         shared, rank = self._shared, self._rank
         for name, p in self._parameters.items():
@@ -132,7 +139,7 @@ class Member:
         sums = (int(batch.is_real.sum()), len(batch.targets), float(loss.detach()), 0.0)
         shared.sums[rank] = torch.tensor(sums, dtype=torch.float64)
 
-    def update(self, factor: float) -> None:
+    def _update(self, factor: float) -> None:
         """Move what this process owns by the mean gradient of all of them."""
         shared = self._shared
         predicted = float(shared.sums[:, 1].sum())
@@ -178,20 +185,20 @@ class Team:
             process.kill()
             process.join()
 
-    def step(self, order: Order, draw: Callable[[], Batch | None]) -> dict[str, float]:
-        """Run the step; `draw` brings the first process's documents. Returns what the log says.
+    def step(
+        self, order: Order, factor: float, draw: Callable[[], Batch | None]
+    ) -> dict[str, float]:
+        """Run the step at `factor` times the peak learning rates; `draw` brings the first process's
+        documents. Returns what the log says.
 
         Raises RuntimeError when another process is gone.
         """
         shared, member = self._shared, self._member
-        numbers = (order.seed, order.stage, order.step, order.num_tokens, order.factor)
+        numbers = (order.seed, order.stage, order.step, order.num_tokens, factor)
         shared.order.copy_(torch.tensor(numbers, dtype=torch.float64))
         member.meet()
-        member.compute(draw())
-        member.meet()
-        member.update(order.factor)
-        member.meet()
-        return self._summary(order)
+        member.step(draw, factor)
+        return self._summary(factor)
 
     def _meet(self) -> None:
         for process, pipe in self._others:
@@ -207,7 +214,7 @@ class Team:
             with suppress(OSError):  # who is gone now is missed at the next meeting
                 pipe.send_bytes(b"go")
 
-    def _summary(self, order: Order) -> dict[str, float]:
+    def _summary(self, factor: float) -> dict[str, float]:
         shared = self._shared
         tokens, predicted, loss, _ = shared.sums.sum(0).tolist()
         return {
@@ -215,7 +222,7 @@ class Team:
             "predicted": int(predicted),
             "loss": round(loss / predicted, 4),
             "gradient_norm": round(gradient_norm(shared), 3),
-            "rate": round(order.factor, 4),
+            "rate": round(factor, 4),
             **load_summary(shared.loads.sum(0)),
         }
 
@@ -260,8 +267,5 @@ def _serve(
     while True:
         member.meet()
         seed, stage, step, num_tokens, factor = shared.order.tolist()
-        order = Order(int(seed), int(stage), int(step), int(num_tokens), factor)
-        member.compute(order.draw(rank, shared.num_processes))
-        member.meet()
-        member.update(order.factor)
-        member.meet()
+        order = Order(int(seed), int(stage), int(step), int(num_tokens))
+        member.step(partial(order.draw, rank, shared.num_processes), factor)

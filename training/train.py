@@ -115,7 +115,7 @@ class Run:
                 next_probe += 1 / NUM_PROBES
             started_s = time.monotonic()
             order, draw = next(steps)
-            row = team.step(replace(order, factor=rate_factor(self.progress())), draw)
+            row = team.step(order, rate_factor(self.progress()), draw)
             row["step_s"] = round(time.monotonic() - started_s, 3)
             elapsed_s = self.counters.elapsed_s + time.monotonic() - started_s
             self._log(row)
@@ -158,10 +158,9 @@ class Run:
                 pool.shutdown(cancel_futures=True)
 
     def _order(self, step: int) -> Order:
-        progress = self.budget.progress(step, self.counters.elapsed_s)
-        stage = stage_at(progress)
+        stage = stage_at(self.budget.progress(step, self.counters.elapsed_s))
         num_tokens = round(self.step_tokens * STAGES[stage].step_share)
-        return Order(self.counters.seed, stage, step, num_tokens, rate_factor(progress))
+        return Order(self.counters.seed, stage, step, num_tokens)
 
     def _log(self, row: dict[str, float]) -> None:
         at = {

@@ -18,7 +18,8 @@ from training.optimizer import Optimizer, balance_experts
 from training.sharing import dealt_out
 from training.team import MAX_GRADIENT_NORM, NoRoom, Order, Team
 
-ORDERS = [Order(seed=3, stage=0, step=step, num_tokens=1600, factor=0.5) for step in range(2)]
+FACTOR = 0.5
+ORDERS = [Order(seed=3, stage=0, step=step, num_tokens=1600) for step in range(2)]
 
 
 class Usage(NamedTuple):
@@ -32,8 +33,8 @@ def step_of_all(model: MiniatureM2, optimizer: Optimizer, order: Order) -> tuple
     loss = F.cross_entropy(result.logits, b.targets)
     loss.backward()
     torch.nn.utils.clip_grad_norm_(model.parameters(), MAX_GRADIENT_NORM)
-    optimizer.step(order.factor)
-    balance_experts(model, result.loads, order.factor)
+    optimizer.step(FACTOR)
+    balance_experts(model, result.loads, FACTOR)
     return float(loss.detach()), int(b.is_real.sum())
 
 
@@ -43,7 +44,7 @@ def steps_of_two(
     start_worker(folder)
     model, optimizer = fresh()
     with Team(model, optimizer, folder, 2) as team:
-        rows = [team.step(order, partial(order.draw, 0, 2)) for order in orders]
+        rows = [team.step(order, FACTOR, partial(order.draw, 0, 2)) for order in orders]
     return model, optimizer, rows
 
 
@@ -79,7 +80,7 @@ def test_work_is_dealt_out_whole_and_evenly(tokenizer: Tokenizer) -> None:
 
 def test_a_process_without_documents_takes_part(tokenizer_folder: Path) -> None:
     start_worker(tokenizer_folder)
-    order = Order(seed=3, stage=0, step=0, num_tokens=1, factor=0.5)
+    order = Order(seed=3, stage=0, step=0, num_tokens=1)
     assert order.draw(1, 2) is None
     _, _, [row] = steps_of_two(tokenizer_folder, [order])
     expected, expected_optimizer = fresh()
@@ -92,12 +93,12 @@ def test_nobody_waits_for_a_process_that_is_gone(tokenizer_folder: Path) -> None
     start_worker(tokenizer_folder)
     model, optimizer = fresh()
     with Team(model, optimizer, tokenizer_folder, 2) as team:
-        team.step(ORDERS[0], partial(ORDERS[0].draw, 0, 2))
+        team.step(ORDERS[0], FACTOR, partial(ORDERS[0].draw, 0, 2))
         [other] = multiprocessing.active_children()
         time.sleep(0.5)  # until it waits for the next step
         other.kill()
         with pytest.raises(RuntimeError, match=r"ended with -9; the same command goes on"):
-            team.step(ORDERS[1], partial(ORDERS[1].draw, 0, 2))
+            team.step(ORDERS[1], FACTOR, partial(ORDERS[1].draw, 0, 2))
 
 
 def test_too_little_shared_memory_is_said_before_it_is_used(

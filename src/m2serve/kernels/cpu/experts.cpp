@@ -22,12 +22,14 @@ struct Routing {
     std::vector<float> weights;
     std::vector<int32_t> hit;     // experts with at least one pair
     std::vector<int64_t> starts;  // first pair of every hit expert, and the end
+    int64_t most_pairs;           // of an expert; above the tokens where one names it twice
 
     void sort(const int64_t* ids, const float* scores, int64_t num_tokens, int64_t top_k,
               int64_t num_experts) {
         const int64_t pairs = num_tokens * top_k;
         next_.assign(static_cast<size_t>(num_experts) + 1, 0);
         for (int64_t i = 0; i < pairs; ++i) ++next_[static_cast<size_t>(ids[i]) + 1];
+        most_pairs = *std::max_element(next_.begin(), next_.end());
         hit.clear();
         starts.clear();
         for (int64_t e = 0; e < num_experts; ++e) {
@@ -45,13 +47,6 @@ struct Routing {
             tokens[at] = static_cast<int32_t>(i / top_k);
             weights[at] = scores[i];
         }
-    }
-
-    // Of one expert: as many as there are tokens, or more where a token names it twice.
-    int64_t most_pairs() const {
-        int64_t most = 0;
-        for (size_t i = 0; i < hit.size(); ++i) most = std::max(most, starts[i + 1] - starts[i]);
-        return most;
     }
 
 private:
@@ -102,7 +97,7 @@ void down(const Pass& pass, int64_t num_tokens, int64_t n0, int64_t n1) {
     Scratch& scratch = scratch_of_thread();
     const int64_t width = pass.w2.rows, size = n1 - n0;
     void* kernel = scratch.kernel.get(run.scratch_bytes);
-    auto* part = static_cast<float*>(scratch.rows.get(pass.routing.most_pairs() * size * 4));
+    auto* part = static_cast<float*>(scratch.rows.get(pass.routing.most_pairs * size * 4));
     for (int64_t t = 0; t < num_tokens; ++t) {
         std::memset(pass.y + t * width + n0, 0, static_cast<size_t>(size) * 4);
     }
