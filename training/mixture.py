@@ -39,14 +39,14 @@ GENERATORS: Mapping[str, Generator] = {
 # Documents, not tokens.
 WEIGHTS: Mapping[str, float] = {
     "free_question": 27,
-    "multiple_choice": 19,
+    "multiple_choice": 16,
     "arithmetic": 13,
-    "tool_use": 30,
+    "tool_use": 56,
     "retrieval": 5,
     "copying": 3,
-    "small_talk": 4,
+    "small_talk": 5,
     "json_object": 5,
-    "python_function": 5,
+    "python_function": 4,
 }
 SYSTEM_SHARE = 0.12
 

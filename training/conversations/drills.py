@@ -52,7 +52,7 @@ def drill(rng: random.Random, pieces: Sequence[str] = ()) -> Sample:
     With `pieces`, the texts of the vocabulary's tokens, every token is copied as often as others.
     """
     make: Callable[[random.Random, Sequence[str]], Sample] = rng.choices(
-        (_letters, _values, _lines, tool_drill), weights=(3, 2, 4, 4)
+        (_letters, _values, _lines, tool_drill), weights=(3, 2, 4, 7)
     )[0]
     return make(rng, pieces)
 

@@ -39,12 +39,14 @@ _CONDITIONS = {
     "stormy": "暴风雨",
 }
 
+_FAHRENHEIT = tuple(spoken["fahrenheit"] for spoken in slots.SPOKEN.values())
+
 
 def weather(rng: random.Random, values: Values, language: str) -> Result:
     condition = rng.choice(sorted(_CONDITIONS))
     shown = condition if language == "en" or rng.random() < 0.4 else _CONDITIONS[condition]
     unit = values["unit"].json if "unit" in values else "celsius"
-    is_fahrenheit = unit in ("fahrenheit", "F", "imperial")
+    is_fahrenheit = "unit" in values and values["unit"].spoken in _FAHRENHEIT
     degrees = rng.randint(20, 100) if is_fahrenheit else rng.randint(-15, 40)
     sign = "°F" if is_fahrenheit else "°C"
     key = rng.choice(("temperature", "temp", "degrees"))

@@ -12,6 +12,7 @@ from training.conversations.tool_domains import DOMAINS, Domain
 from training.conversations.tool_slots import Form, Slot
 from training.conversations.words import (
     GOODS,
+    NAME_WORDS,
     OBJECTS,
     PLACES,
     WORDS,
@@ -30,6 +31,16 @@ HELD_OUT_WORD_SHARE = 0.3
 # writes `location` where the schema says `locality`.
 MADE_UP_SHARE = {"train": 0.6, "held_out": 0.15}
 MADE_UP_PARAMETER_SHARE = {"train": 0.6, "held_out": 0.075}
+# Words of names that only the quiz uses.
+_KEPT_BACK = frozenset(
+    name
+    for domain in DOMAINS.values()
+    for names in (
+        domain.held_out_nouns,
+        *(slot.held_out for slot in (*domain.required.values(), *domain.optional.values())),
+    )
+    for name in names
+)
 
 
 @dataclass(frozen=True)
@@ -98,7 +109,7 @@ def _make(rng: random.Random, split: Split, domain: Domain, pieces: Sequence[str
     for key, slot in {**domain.required, **optional}.items():
         taken = {parameter.name for parameter in parameters.values()}
         name = _parameter_name(rng, split, slot, taken, pieces)
-        parameters[key] = Parameter(name, slot, rng.choice(slot.forms))
+        parameters[key] = Parameter(name, slot, slot.form(rng, split))
     is_camel = rng.random() < 0.2
     if is_camel:
         parameters = {
@@ -147,14 +158,26 @@ def _parameter_name(
 
 
 def _odd_name(rng: random.Random, split: Split, pieces: Sequence[str]) -> str:
-    """A made-up word; in training also one or two words that have nothing to do with the tool."""
-    if split == "held_out" or rng.random() < 0.2:
+    """A made-up word; in training also one to four words that have nothing to do with the tool."""
+    if split == "held_out":
         return made_up(rng)
-    if pieces and rng.random() < 0.5:
-        return "_".join(_latin_word(rng, pieces) for _ in range(rng.choice((1, 1, 2))))
-    if rng.random() < 0.7:
-        return "_".join(wide_word(rng) for _ in range(rng.choice((1, 1, 2))))
-    return "_".join(rng.sample((*WORDS, *OBJECTS, *PLACES, *GOODS), rng.choice((1, 2, 2))))
+    name = _words(rng, pieces)
+    while name in _KEPT_BACK:
+        name = _words(rng, pieces)
+    return name
+
+
+def _words(rng: random.Random, pieces: Sequence[str]) -> str:
+    count = rng.choice((1, 1, 1, 2, 2, 3, 4))
+    if rng.random() < 0.2:
+        return made_up(rng)
+    if pieces and rng.random() < 0.4:
+        return "_".join(_latin_word(rng, pieces) for _ in range(min(count, 2)))
+    if rng.random() < 0.4:
+        return "_".join(wide_word(rng) for _ in range(min(count, 2)))
+    if rng.random() < 0.6:
+        return "_".join(rng.sample(NAME_WORDS, count))
+    return "_".join(rng.sample((*WORDS, *OBJECTS, *PLACES, *GOODS), min(count, 2)))
 
 
 def _latin_word(rng: random.Random, pieces: Sequence[str]) -> str:

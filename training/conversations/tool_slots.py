@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,6 +20,7 @@ from training.conversations.words import (
     digits,
     made_up,
 )
+from training.split import Split
 
 
 @dataclass(frozen=True)
@@ -42,7 +43,8 @@ class Form:
 class Slot:
     """`phrase` says an optional argument in a sentence, per language; {v} is its value.
 
-    `held_out` are names of the argument that only the quiz uses.
+    `held_out` are names of the argument that only the quiz uses; `practised` are enumerations of
+    training alone: with few of them a model writes one it knows, whatever the schema lists.
     """
 
     names: tuple[str, ...]
@@ -51,6 +53,17 @@ class Slot:
     draw: Callable[[random.Random, str], str | Value]
     forms: tuple[Form, ...] = (Form({"type": "string"}),)
     phrase: Mapping[str, str] | None = None
+    practised: tuple[Form, ...] = ()
+
+    def form(self, rng: random.Random, split: Split) -> Form:
+        """Those of training list their values in any order, half the time."""
+        if split == "held_out":
+            return rng.choice(self.forms)
+        form = rng.choice((*self.forms, *self.practised))
+        listed = form.schema.get("enum")
+        if listed is None or rng.random() < 0.5:
+            return form
+        return Form({**form.schema, "enum": rng.sample(listed, len(listed))}, form.values)
 
     def value(self, rng: random.Random, language: str, form: Form) -> Value:
         """`draw` gives what is meant; the form says how it is sent."""
@@ -86,6 +99,14 @@ SPOKEN: Mapping[str, Mapping[str, str]] = {
 
 def _enum(*values: str) -> dict[str, Any]:
     return {"type": "string", "enum": list(values)}
+
+
+def _forms(meant: Sequence[str], *sent: str) -> tuple[Form, ...]:
+    """One enumeration for each text of values, in the order of what they mean."""
+    return tuple(
+        Form(_enum(*values.split()), dict(zip(meant, values.split(), strict=True)))
+        for values in sent
+    )
 
 
 def _pick(*choices: str) -> Callable[[random.Random, str], str]:
@@ -190,6 +211,17 @@ UNIT = Slot(
         Form(_enum("metric", "imperial"), {"celsius": "metric", "fahrenheit": "imperial"}),
     ),
     {"en": " in degrees {v}", "zh": "，用{v}表示"},
+    _forms(
+        ("celsius", "fahrenheit"),
+        "c f",
+        "Celsius Fahrenheit",
+        "CELSIUS FAHRENHEIT",
+        "degC degF",
+        "deg_c deg_f",
+        "centigrade fahrenheit",
+        "si us",
+        "METRIC IMPERIAL",
+    ),
 )
 NUM_DAYS = Slot(
     ("days", "num_days", "day_count", "forecast_days"),
@@ -261,6 +293,14 @@ URGENCY = Slot(
         ),
     ),
     {"en": " with {v} priority", "zh": "，优先级{v}"},
+    _forms(
+        ("low", "normal", "high"),
+        "LOW NORMAL HIGH",
+        "minor default urgent",
+        "p3 p2 p1",
+        "L N H",
+        "later usual now",
+    ),
 )
 TARGET_LANGUAGE = Slot(
     ("language", "target_language", "to", "target", "lang"),
@@ -283,6 +323,15 @@ TARGET_LANGUAGE = Slot(
                 "English": "en",
             },
         ),
+    ),
+    practised=_forms(
+        ("French", "German", "Spanish", "Italian", "Japanese", "English"),
+        "French German Spanish Italian Japanese English",
+        "french german spanish italian japanese english",
+        "FR DE ES IT JA EN",
+        "fra deu spa ita jpn eng",
+        "fr-FR de-DE es-ES it-IT ja-JP en-US",
+        "F G S I J E",
     ),
 )
 MINUTES = Slot(
@@ -323,12 +372,30 @@ VEHICLE = Slot(
     _pick("car", "train", "bike"),
     (Form(_enum("car", "train", "bike"), {"car": "car", "train": "train", "bike": "bike"}),),
     {"en": " by {v}", "zh": "，乘{v}"},
+    _forms(
+        ("car", "train", "bike"),
+        "CAR TRAIN BIKE",
+        "driving rail cycling",
+        "road railway bicycle",
+        "auto train velo",
+        "by_car by_train by_bike",
+    ),
 )
+_ROOMS = ("kitchen", "bedroom", "office", "garden", "hall", "bathroom")
 ROOM = Slot(
     ("room", "place", "location", "area"),
     ("zone",),
     ("The room", "Which room"),
-    _pick("kitchen", "bedroom", "office", "garden", "hall", "bathroom"),
+    _pick(*_ROOMS),
+    practised=(
+        Form({"type": "string"}),
+        *_forms(
+            _ROOMS,
+            "kitchen bedroom office garden hall bathroom",
+            "KITCHEN BEDROOM OFFICE GARDEN HALL BATHROOM",
+            "the_kitchen the_bedroom the_office the_garden the_hall the_bathroom",
+        ),
+    ),
 )
 IS_ON = Slot(
     ("on", "state", "power", "enabled", "is_on"),

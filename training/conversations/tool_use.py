@@ -87,7 +87,7 @@ class Use:
 
 def tool_use(rng: random.Random, split: Split) -> Sample:
     """One of nine shapes; every schema in it belongs to the split."""
-    language = rng.choices(("en", "zh"), weights=(7, 3))[0]
+    language = rng.choices(("en", "zh"), weights=(6, 4))[0]
     shape = rng.choices(
         (_one, _parallel, _two_kinds, _many, _chain, _none, _question_back, _again, _session),
         weights=(14, 11, 5, 22, 7, 8, 4, 7, 22),

@@ -42,6 +42,22 @@ WORDS = (
     "mirror", "ocean", "pencil", "rabbit", "school", "ticket", "village", "weather", "copper",
     "desert", "eagle", "flower", "guitar", "hammer", "jacket", "ladder", "magnet", "needle",
 )  # fmt: skip
+# What programs call their functions and arguments: read in every schema, said in few answers.
+NAME_WORDS = (
+    "account", "address", "amount", "audio", "body", "branch", "buffer", "by", "cache", "calendar",
+    "cart", "column", "commit", "contact", "content", "count", "country", "currency", "current",
+    "customer", "daily", "data", "date", "degree", "device", "disk", "distance", "document",
+    "email", "entry", "event", "field", "filter", "folder", "for", "format", "from", "full",
+    "group", "hour", "image", "index", "invoice", "issue", "job", "key", "label", "language",
+    "latest", "length", "limit", "line", "local", "map", "message", "minute", "mode", "month",
+    "note", "of", "offset", "on", "order", "page", "path", "payment", "permission", "person",
+    "photo", "place", "price", "private", "profile", "public", "query", "queue", "quick", "rate",
+    "recent", "record", "region", "report", "role", "room", "route", "row", "scale", "sensor",
+    "sentence", "session", "size", "source", "speed", "state", "status", "stock", "stream",
+    "street", "subject", "sum", "switch", "table", "tag", "target", "task", "team", "text",
+    "ticket", "title", "to", "token", "trip", "type", "unit", "user", "value", "version", "video",
+    "week", "with", "word", "year", "zone",
+)  # fmt: skip
 
 _ONSETS = ("b", "c", "d", "f", "g", "k", "l", "m", "n", "p", "r", "s", "t", "v", "z", "br", "tr")
 _VOWELS = ("a", "e", "i", "o", "u")
