@@ -19,6 +19,7 @@ from m2serve.engine.model_runner import ModelRunner
 from m2serve.engine.placement import KV_CACHE_DTYPES
 from m2serve.engine.request import EngineRequest, SamplingParams
 from m2serve.engine.scheduler import Scheduler
+from m2serve.engine.step_loop import StepLoop
 from m2serve.errors import UsageError
 from m2serve.model.batch import KVCache
 from m2serve.model.minimax_m2 import MiniMaxM2, allocate_kv_cache
@@ -107,6 +108,7 @@ def run_pass(
 ) -> Pass:
     """Prefill every sequence, then `output` - 1 decode steps of the whole batch."""
     scheduler = _scheduler(runner, config)
+    loop = StepLoop(scheduler, runner)
     chooser = random.Random(0)
     sampling = SamplingParams(max_tokens=config.longest, temperature=0.0, ignore_eos=True)
     for index in range(config.batch):
@@ -117,12 +119,12 @@ def run_pass(
     waiting = {str(index) for index in range(config.batch)}
     start = time.perf_counter()
     while waiting:
-        waiting -= _step(scheduler, runner)
+        waiting -= {output.request_id for output in loop.step(run_ahead=False)}
     prefilled = time.perf_counter()
     meter.reset()
-    for _ in range(config.output - 1):
-        _step(scheduler, runner)
     num_steps = config.output - 1
+    for left in reversed(range(num_steps)):
+        loop.step(run_ahead=left > 0)
     decode_s = time.perf_counter() - prefilled
     costs = meter.take()
     seconds = {name: total / num_steps for name, total in costs.seconds.items()}
@@ -142,13 +144,6 @@ def _scheduler(runner: ModelRunner, config: EngineBenchConfig) -> Scheduler:
         enable_prefix_caching=config.context > 0,
         seed=0,
     )
-
-
-def _step(scheduler: Scheduler, runner: ModelRunner) -> set[str]:
-    """The requests that got a token."""
-    step = scheduler.schedule()
-    outputs = scheduler.update(step, runner.run(step, scheduler.sequences))
-    return {output.request_id for output in outputs}
 
 
 def _assume_computed(pool: BlockPool, token_ids: list[int]) -> None:

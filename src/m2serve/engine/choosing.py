@@ -29,8 +29,8 @@ GREEDY_TEMPERATURE = 1e-5
 NO_TOKEN = -1
 
 # temperature, min_p, top_k, top_p and a random number, as in token_choice.Choice.
-_RowChoice = tuple[float, float, int, float, float]
-_MOST_LIKELY: _RowChoice = (1.0, 0.0, 1, 1.0, 0.0)
+RowChoice = tuple[float, float, int, float, float]
+_MOST_LIKELY: RowChoice = (1.0, 0.0, 1, 1.0, 0.0)
 
 
 def uniform(seed: int, counter: int) -> float:
@@ -57,7 +57,7 @@ class TokenChooser:
     def choose(self, logits: torch.Tensor, sequences: list[Sequence]) -> list[int]:
         """A token id or NO_TOKEN for each row of `logits`, float32 [R, used vocab]."""
         vocab_size = logits.shape[1]
-        choices = [_choice(sequence, vocab_size) for sequence in sequences]
+        choices = [row_choice(sequence, vocab_size) for sequence in sequences]
         groups: defaultdict[str, list[int]] = defaultdict(list)
         for row, choice in enumerate(choices):
             groups[_kind(choice, vocab_size)].append(row)
@@ -72,7 +72,7 @@ class TokenChooser:
                 token_ids[row] = sequence.next_forced_token_id
         return token_ids
 
-    def _choose(self, kind: str, logits: torch.Tensor, choices: list[_RowChoice]) -> list[int]:
+    def _choose(self, kind: str, logits: torch.Tensor, choices: list[RowChoice]) -> list[int]:
         if kind == "few" and self._native is not None and logits.device.type == "cpu":
             return self._native.choose(logits, choices)
         finite = logits.amax(dim=1).isfinite()
@@ -87,7 +87,8 @@ class TokenChooser:
         return token_ids
 
 
-def _choice(sequence: Sequence, vocab_size: int) -> _RowChoice:
+def row_choice(sequence: Sequence, vocab_size: int, num_pending: int = 0) -> RowChoice:
+    """How the token behind the sequence's own and `num_pending` more is chosen."""
     sampling = sequence.sampling
     if sampling.temperature < GREEDY_TEMPERATURE or sampling.forced_token_ids is not None:
         return _MOST_LIKELY
@@ -96,18 +97,27 @@ def _choice(sequence: Sequence, vocab_size: int) -> _RowChoice:
         sampling.min_p,
         min(sampling.top_k, vocab_size) if sampling.top_k > 0 else vocab_size,
         sampling.top_p,
-        uniform(sequence.seed, sequence.num_output_tokens),
+        uniform(sequence.seed, sequence.num_output_tokens + num_pending),
     )
 
 
-def _kind(choice: _RowChoice, vocab_size: int) -> str:
+def is_native(sequence: Sequence, vocab_size: int) -> bool:
+    """Whether the native library chooses the sequence's tokens, where there is one."""
+    sampling = sequence.sampling
+    if sampling.forced_token_ids is not None:
+        return False
+    is_greedy = sampling.temperature < GREEDY_TEMPERATURE
+    return is_greedy or 0 < sampling.top_k <= min(MAX_CANDIDATES, vocab_size - 1)
+
+
+def _kind(choice: RowChoice, vocab_size: int) -> str:
     _, _, top_k, top_p, _ = choice
     if top_k <= min(MAX_CANDIDATES, vocab_size - 1):
         return "few"
     return "nucleus" if top_p < 1 or top_k < vocab_size else "all"
 
 
-def _choose_in_torch(kind: str, logits: torch.Tensor, choices: list[_RowChoice]) -> list[int]:
+def _choose_in_torch(kind: str, logits: torch.Tensor, choices: list[RowChoice]) -> list[int]:
     """Of finite rows of one kind."""
     max_top_k = max(top_k for _, _, top_k, _, _ in choices)
     if max_top_k == 1:

@@ -31,6 +31,7 @@ from m2serve.engine.request import (
     TokenLogprob,
 )
 from m2serve.engine.scheduler import Scheduler
+from m2serve.engine.step_loop import StepLoop
 from m2serve.engine.validation import check_request
 from m2serve.errors import CheckpointError
 
@@ -64,12 +65,12 @@ class Completion:
 
 
 class Engine:
-    """Scheduler and model runner; made by `load`."""
+    """Scheduler, model runner, and the loop of both; made by `load`."""
 
     def __init__(self, runner: ModelRunner, info: EngineInfo) -> None:
         self.info = info
         self._runner = runner
-        self._scheduler = self._new_scheduler()
+        self._loop = self._new_loop()
         self._busy_s = 0.0
         self._native_s_before = 0.0
         self._step_ended_s: float | None = None  # None: nothing was left to compute
@@ -132,7 +133,7 @@ class Engine:
         return self._scheduler.has_unfinished()
 
     def step(self) -> list[EngineOutput]:
-        """Run one forward pass over what the scheduler chooses.
+        """One forward pass over what the scheduler chooses; the next may be under way on return.
 
         A request that fails by itself (NaN in its logits) gets an output with its error. An
         exception means that the engine cannot go on.
@@ -140,9 +141,7 @@ class Engine:
         if not self.has_work():
             return []
         started_s = time.perf_counter() if self._step_ended_s is None else self._step_ended_s
-        step = self._scheduler.schedule()
-        results = self._runner.run(step, self._scheduler.sequences)
-        outputs = self._scheduler.update(step, results)
+        outputs = self._loop.step()
         now_s = time.perf_counter()
         self._busy_s += now_s - started_s
         self._step_ended_s = now_s if self.has_work() else None
@@ -190,13 +189,17 @@ class Engine:
         [completion] = self.generate([[0]], sampling)
         if completion.error is not None:
             raise CheckpointError(f"The model gives no token: {completion.error}")
-        self._scheduler = self._new_scheduler()
+        self._loop = self._new_loop()
         self._busy_s = 0.0
         self._native_s_before = self._runner.native_s
 
-    def _new_scheduler(self) -> Scheduler:
+    @property
+    def _scheduler(self) -> Scheduler:
+        return self._loop.scheduler
+
+    def _new_loop(self) -> StepLoop:
         info = self.info
-        return Scheduler(
+        scheduler = Scheduler(
             BlockPool(info.num_kv_blocks, info.kv_block_size, secret=secrets.token_bytes(32)),
             max_model_len=info.max_model_len,
             max_num_seqs=info.max_num_seqs,
@@ -204,3 +207,4 @@ class Engine:
             enable_prefix_caching=info.enable_prefix_caching,
             seed=secrets.randbits(63),
         )
+        return StepLoop(scheduler, self._runner)

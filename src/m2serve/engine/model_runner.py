@@ -15,6 +15,7 @@ import torch
 from m2serve.checkpoint.reader import Checkpoint
 from m2serve.engine.cache_size import check_config, kv_cache_size
 from m2serve.engine.config import EngineConfig
+from m2serve.engine.decode_ahead import DecodeAhead, StepUnderWay
 from m2serve.engine.placement import (
     DTYPES,
     KV_CACHE_DTYPES,
@@ -68,6 +69,10 @@ class ModelRunner:
         self.eos_token_ids = eos_token_ids
         self._sampler = Sampler(used_vocab_size, masks)
         self._batcher = StepBatcher(kv_cache.block_size, self.device)
+        self._ahead: DecodeAhead | None = None
+        if isinstance(model, NativeMiniMaxM2):
+            decoder = model.make_decoder(kv_cache, used_vocab_size)
+            self._ahead = DecodeAhead(decoder, kv_cache.block_size, used_vocab_size)
 
     @classmethod
     def load(cls, config: EngineConfig, progress: Callable[[float], None]) -> ModelRunner:
@@ -134,15 +139,52 @@ class ModelRunner:
     @property
     def native_s(self) -> float:
         """Seconds spent in the native library so far."""
-        model = self.model
-        forward_s = model.step.native_s if isinstance(model, NativeMiniMaxM2) else 0.0
-        return forward_s + self._sampler.native_s
+        seconds = self._sampler.native_s
+        if isinstance(self.model, NativeMiniMaxM2):
+            seconds += self.model.step.native_s
+        if self._ahead is not None:
+            seconds += self._ahead.native_s
+        return seconds
+
+    def can_run_ahead(self, sequence: Sequence) -> bool:
+        """Whether decode steps of this sequence can be started, and finished later."""
+        return self._ahead is not None and self._ahead.can_run(sequence)
+
+    def start(
+        self,
+        step: ScheduledStep,
+        sequences: Mapping[str, Sequence],
+        before: StepUnderWay | None = None,
+    ) -> StepUnderWay | None:
+        """Begin a step and return; None where only `run` can compute it.
+
+        PENDING tokens come from `before`, the step started last and not yet finished.
+        """
+        if self._ahead is None or not step.sequences:
+            return None
+        for scheduled in step.sequences:
+            if not scheduled.is_decode or not self._ahead.can_run(sequences[scheduled.request_id]):
+                return None
+        return self._ahead.start(step, sequences, before)
+
+    def finish(self, under_way: StepUnderWay) -> dict[str, SequenceResult]:
+        """Wait for the step started first; results as of `run`."""
+        assert self._ahead is not None
+        return self._ahead.finish(under_way)
+
+    def discard(self) -> None:
+        """Wait for the step started first, whose results nobody wants any more."""
+        assert self._ahead is not None
+        self._ahead.discard()
 
     @torch.inference_mode()
     def run(
         self, step: ScheduledStep, sequences: Mapping[str, Sequence]
     ) -> dict[str, SequenceResult]:
-        """One forward pass; a result for each sequence of the step, by request id."""
+        """One forward pass; a result for each sequence of the step, by request id.
+
+        Not while a step is under way.
+        """
         batch = self._batcher.build(step)
         hidden = self.model.forward(batch, self.kv_cache)
         sampling = [scheduled.request_id for scheduled in step.sequences if scheduled.samples]

@@ -19,20 +19,24 @@ from __future__ import annotations
 
 import random
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+
+import msgspec
 
 from m2serve.engine.block_pool import BlockPool
 from m2serve.engine.request import EngineOutput, EngineRequest, EngineStats, FinishReason
 from m2serve.engine.sequence import Sequence
-from m2serve.engine.step import ScheduledSequence, ScheduledStep, SequenceResult
+from m2serve.engine.step import PENDING, ScheduledSequence, ScheduledStep, SequenceResult
 from m2serve.errors import RequestError
 
 
 class Scheduler:
     """Owner of all sequences and of the block pool.
 
-    `schedule`, the forward pass and `update` alternate; `add` and `abort` may come at any moment
-    between. `seed` feeds the random numbers of requests that bring no seed of their own.
+    `schedule`, the forward pass and `update` alternate; one `schedule_ahead` may come before each
+    `update`, and then no `schedule` until the step it gave has been through `update`, or is
+    thrown away because it `is_awaited` no more. `add` and `abort` may come at any moment between.
+    `seed` feeds the random numbers of requests that bring no seed of their own.
     """
 
     def __init__(
@@ -127,6 +131,36 @@ class Scheduler:
             budget -= count
         return ScheduledStep(tuple(scheduled))
 
+    def schedule_ahead(
+        self, under_way: ScheduledStep, can_run: Callable[[Sequence], bool]
+    ) -> ScheduledStep | None:
+        """The step behind one that is still being computed, whose tokens are PENDING in it.
+
+        Every running sequence goes on but those that the pending token ends by its number; one that
+        its value ends is computed in vain. None where the step depends on more than those values:
+        a request waits for a place, a prompt is not through, blocks run out, or a sequence may not
+        run like this.
+        """
+        if self.waiting and len(self.running) < self.max_num_seqs:
+            return None
+        computed_to = {one.request_id: one.end for one in under_way.sequences if one.samples}
+        going_on = []
+        num_missing = 0
+        for sequence in self.running:
+            if computed_to.get(sequence.request_id) != sequence.num_tokens or not can_run(sequence):
+                return None
+            if not sequence.is_last_token_pending(self.max_seq_len):
+                going_on.append(sequence)
+                num_blocks = self.pool.num_blocks_for(sequence.num_tokens + 1)
+                num_missing += num_blocks - len(sequence.block_ids)
+        if not going_on or num_missing > self.pool.num_available:
+            return None
+        return ScheduledStep(tuple(self._advance_ahead(sequence) for sequence in going_on))
+
+    def is_awaited(self, under_way: ScheduledStep) -> bool:
+        """Whether anybody still wants what a step under way computes."""
+        return any(self._owner(scheduled) is not None for scheduled in under_way.sequences)
+
     def update(
         self, step: ScheduledStep, results: Mapping[str, SequenceResult]
     ) -> list[EngineOutput]:
@@ -137,7 +171,7 @@ class Scheduler:
         self._num_steps += 1
         outputs = []
         for scheduled in step.sequences:
-            sequence = self.sequences.get(scheduled.request_id)
+            sequence = self._owner(scheduled)
             if sequence is None:
                 continue
             result = results[scheduled.request_id]
@@ -287,6 +321,18 @@ class Scheduler:
             samples=end == sequence.num_tokens,
             prompt_targets=targets,
         )
+
+    def _advance_ahead(self, sequence: Sequence) -> ScheduledSequence:
+        """Schedule the token that the step under way will choose."""
+        scheduled = self._advance(sequence, 1)
+        return msgspec.structs.replace(scheduled, token_ids=(PENDING,), samples=True)
+
+    def _owner(self, scheduled: ScheduledSequence) -> Sequence | None:
+        """None when it has ended since; another request may have its id by now."""
+        sequence = self.sequences.get(scheduled.request_id)
+        if sequence is None or sequence.num_computed_tokens < scheduled.end:
+            return None
+        return sequence
 
     def _take_token(self, sequence: Sequence, result: SequenceResult) -> EngineOutput:
         assert result.token_id is not None

@@ -97,6 +97,11 @@ class Sequence:
             return "length"
         return None
 
+    def is_last_token_pending(self, max_seq_len: int) -> bool:
+        """Whether one more token ends the sequence whatever it is."""
+        num_left = self.sampling.max_tokens - self.num_output_tokens
+        return min(num_left, max_seq_len - self.num_tokens) <= 1
+
     @property
     def stop_token_id(self) -> int | None:
         """The newest generated token, if it is one that ends the sequence."""

@@ -10,11 +10,15 @@ import msgspec
 
 from m2serve.engine.request import TokenLogprob
 
+# In place of a token that the step before is about to choose.
+PENDING = -1
+
 
 class ScheduledSequence(msgspec.Struct, frozen=True):
     """The tokens of one sequence to run in this step.
 
-    `token_ids[i]` stands at position `start + i`; `block_ids` holds every block of the sequence,
+    `token_ids[i]` stands at position `start + i`, PENDING for one that the step before, still under
+    way, will choose; `block_ids` holds every block of the sequence,
     those of this step included: position p lives in block `block_ids[p // block_size]`. When
     `samples`, a token is chosen from the logits of the last row. Logits of the first
     `num_prompt_logits` rows are wanted for prompt_logprobs: row i scores `prompt_targets[i]`, the
@@ -40,6 +44,11 @@ class ScheduledSequence(msgspec.Struct, frozen=True):
     @property
     def num_prompt_logits(self) -> int:
         return len(self.prompt_targets)
+
+    @property
+    def is_decode(self) -> bool:
+        """One token in, one token out."""
+        return self.samples and len(self.token_ids) == 1 and not self.prompt_targets
 
 
 class ScheduledStep(msgspec.Struct, frozen=True):

@@ -22,7 +22,7 @@ class StepBatcher:
     def __init__(self, block_size: int, device: torch.device) -> None:
         self._block_size = block_size
         self._device = device
-        self._block_table = _BlockTable()
+        self._block_table = BlockTable()
         self._token_ids = _Buffer(np.int64)
         self._positions = _Buffer(np.int64)
         self._slot_mapping = _Buffer(np.int64)
@@ -95,7 +95,7 @@ class _Buffer:
         return self._used
 
 
-class _BlockTable:
+class BlockTable:
     """Rows of block ids, written as far as they differ from the step before."""
 
     def __init__(self) -> None:

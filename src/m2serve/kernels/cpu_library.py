@@ -26,7 +26,7 @@ from m2serve.kernels.cpu_topology import NumaNode, spread_threads, this_machines
 _FILE_NAME = "libm2cpu.so"
 _ISAS = ("avx512", "avx2", "none")
 # kAbi of cpu/api_matmul.cpp: one more whenever a function, or what lies in memory, changes meaning.
-ABI = 1
+ABI = 2
 
 
 @dataclass(frozen=True)

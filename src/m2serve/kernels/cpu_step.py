@@ -39,7 +39,7 @@ class StepCosts:
 
 
 class CpuStep:
-    """Runs one model; owns the buffers of a step. Not for several threads at once.
+    """Runs one model; owns the buffers of a step, `handle`. Not for several threads at once.
 
     With int8 activations the rows of the model's matrices are first put in another order, in place.
     On a machine of several NUMA nodes the matrices are then moved to where they are read.
@@ -47,8 +47,8 @@ class CpuStep:
     """
 
     def __init__(self, library: CpuLibrary, model: CpuModel) -> None:
-        self._library = library
-        self._model = model
+        self.library = library
+        self.model = model
         if model.activation == INT8_ACTIVATION:
             library.follow_torch_threads()
             if library.functions.m2_interleave_weights(ctypes.byref(model)):
@@ -60,23 +60,23 @@ class CpuStep:
         handle = functions.m2_step_new()
         if not handle:
             raise MemoryError("no memory for the native step")
-        self._handle = ctypes.c_void_p(handle)
+        self.handle = ctypes.c_void_p(handle)
         self.native_s = 0.0
 
     def __del__(self) -> None:
-        if hasattr(self, "_handle"):
-            self._library.functions.m2_step_free(self._handle)
+        if hasattr(self, "handle"):
+            self.library.functions.m2_step_free(self.handle)
 
     def forward(self, batch: CpuBatch, cache: CpuKVCache) -> torch.Tensor:
         """Normed hidden states float32 [R, H] of the batch's logits rows."""
-        hidden = torch.empty(batch.num_logits_rows, self._model.hidden_size)
+        hidden = torch.empty(batch.num_logits_rows, self.model.hidden_size)
         self._run("m2_forward", ctypes.byref(cache), ctypes.byref(batch), _pointer(hidden))
         return hidden
 
     def logits(self, hidden_RH: torch.Tensor) -> torch.Tensor:
         """float32 [R, V] of float32 hidden states."""
         num_rows = hidden_RH.shape[0]
-        logits = torch.empty(num_rows, self._model.lm_head.rows)
+        logits = torch.empty(num_rows, self.model.lm_head.rows)
         rows = ctypes.c_int64(num_rows)
         self._run("m2_logits", _pointer(hidden_RH), rows, _pointer(logits))
         return logits
@@ -86,14 +86,14 @@ class CpuStep:
         seconds = (ctypes.c_double * len(OPERATIONS))()
         forwards, hits = ctypes.c_int64(), ctypes.c_int64()
         pointers = ctypes.byref(forwards), ctypes.byref(hits)
-        self._library.functions.m2_take_costs(self._handle, seconds, *pointers)
+        self.library.functions.m2_take_costs(self.handle, seconds, *pointers)
         return StepCosts(dict(zip(OPERATIONS, seconds, strict=True)), forwards.value, hits.value)
 
     def _run(self, name: str, *arguments: object) -> None:
-        self._library.follow_torch_threads()
-        function = getattr(self._library.functions, name)
+        self.library.follow_torch_threads()
+        function = getattr(self.library.functions, name)
         start = time.perf_counter()
-        failed = function(self._handle, ctypes.byref(self._model), *arguments)
+        failed = function(self.handle, ctypes.byref(self.model), *arguments)
         self.native_s += time.perf_counter() - start
         if failed:
             raise MemoryError(f"{name} found no memory for its buffers")

@@ -105,5 +105,18 @@ class CpuBatch(ctypes.Structure):
     )
 
 
+class CpuDecode(ctypes.Structure):
+    """m2_decode of cpu/decoder.h."""
+
+    _fields_ = (
+        ("batch", CpuBatch),
+        ("sources", ctypes.c_void_p),
+        ("previous", ctypes.c_void_p),
+        ("choices", ctypes.c_void_p),
+        ("vocab", ctypes.c_int64),
+        ("chosen", ctypes.c_void_p),
+    )
+
+
 # In the order of m2_abi.
-STRUCTURES = (CpuWeight, CpuLayer, CpuModel, CpuKVCache, CpuBatch)
+STRUCTURES = (CpuWeight, CpuLayer, CpuModel, CpuKVCache, CpuBatch, CpuDecode)

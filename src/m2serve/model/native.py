@@ -13,6 +13,7 @@ import torch
 from m2serve.checkpoint.weights import DenseWeight, Weight
 from m2serve.errors import CheckpointError, UsageError
 from m2serve.kernels.cpu_attention import address, cpu_kv_cache, rotary_frequencies
+from m2serve.kernels.cpu_decoder import CpuDecoder
 from m2serve.kernels.cpu_library import CpuLibrary, describe_cpu_kernels, load_cpu_library
 from m2serve.kernels.cpu_linear import INT8_ACTIVATION, CpuActivation, activation_code
 from m2serve.kernels.cpu_step import CpuStep
@@ -96,6 +97,10 @@ class NativeMiniMaxM2(MiniMaxM2):
     def compute_logits(self, x_RH: torch.Tensor) -> torch.Tensor:
         """float32 logits [R, V]."""
         return self.step.logits(x_RH.contiguous())
+
+    def make_decoder(self, kv_cache: KVCache, used_vocab_size: int) -> CpuDecoder:
+        """Decode steps that run while Python goes on; only ids below `used_vocab_size`."""
+        return CpuDecoder(self.step, self._cpu_cache(kv_cache), used_vocab_size, keep=kv_cache)
 
     def _cpu_cache(self, kv_cache: KVCache) -> CpuKVCache:
         """Made once: an engine has one cache."""

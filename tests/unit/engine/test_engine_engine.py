@@ -272,7 +272,7 @@ def test_a_failing_forward_pass_is_not_swallowed(
 
     monkeypatch.setattr(engine._runner.model, "forward", fail)
     with pytest.raises(RuntimeError, match="out of memory"):
-        engine.generate([[1]], GREEDY)
+        engine.generate([[1, 2]], GREEDY)
     assert_idle(engine)
 
 

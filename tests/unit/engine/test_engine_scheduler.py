@@ -15,12 +15,11 @@ from m2serve.engine.block_pool import BlockPool
 from m2serve.engine.request import (
     EngineOutput,
     EngineRequest,
-    EngineStats,
     SamplingParams,
     TokenLogprob,
 )
 from m2serve.engine.scheduler import Scheduler
-from m2serve.engine.step import ScheduledSequence, ScheduledStep, SequenceResult
+from m2serve.engine.step import PENDING, ScheduledSequence, ScheduledStep, SequenceResult
 from m2serve.errors import RequestError
 
 VOCAB = 50
@@ -32,23 +31,34 @@ def _next_token(history: list[int], salt: bytes = b"") -> int:
 
 
 class FakeModel:
-    """A KV cache that stores (token, position, salt) where a real one stores keys and values."""
+    """A KV cache that stores (token, position, salt) where a real one stores keys and values.
+
+    PENDING tokens are those of the step run before.
+    """
 
     def __init__(self, scheduler: Scheduler) -> None:
         self.scheduler = scheduler
         self.block_size = scheduler.pool.block_size
         self.slots: dict[int, tuple[int, int, bytes]] = {}
+        self.salts: dict[str, bytes] = {}
+        self.chosen: dict[str, int | None] = {}
 
     def run(self, step: ScheduledStep) -> dict[str, SequenceResult]:
+        for request_id, sequence in self.scheduler.sequences.items():
+            self.salts[request_id] = sequence.cache_salt
         for scheduled in step.sequences:
-            salt = self.scheduler.sequences[scheduled.request_id].cache_salt
+            salt = self.salts[scheduled.request_id]
             for offset, token_id in enumerate(scheduled.token_ids):
+                if token_id == PENDING:
+                    token_id = self.chosen[scheduled.request_id] or 0
                 position = scheduled.start + offset
                 self.slots[self._slot(scheduled, position)] = (token_id, position, salt)
-        return {scheduled.request_id: self._result(scheduled) for scheduled in step.sequences}
+        results = {scheduled.request_id: self._result(scheduled) for scheduled in step.sequences}
+        self.chosen = {request_id: result.token_id for request_id, result in results.items()}
+        return results
 
     def _result(self, scheduled: ScheduledSequence) -> SequenceResult:
-        salt = self.scheduler.sequences[scheduled.request_id].cache_salt
+        salt = self.salts[scheduled.request_id]
         read = [self.slots[self._slot(scheduled, p)] for p in range(scheduled.end)]
         history = [token_id for token_id, _, _ in read]
         assert [position for _, position, _ in read] == list(range(scheduled.end))
@@ -391,6 +401,9 @@ class _Fuzz:
         self.outputs: dict[str, list[EngineOutput]] = {}
         self.arrived: list[str] = []
         self.long_answers = rng.random() < 0.5
+        self.runs_ahead = rng.random() < 0.7
+        self.ahead: ScheduledStep | None = None
+        self.num_ahead = 0
         self.prefixes = [[rng.randrange(VOCAB) for _ in range(30)] for _ in range(3)]
 
     def add(self) -> None:
@@ -425,16 +438,35 @@ class _Fuzz:
 
     def step(self) -> None:
         self.abort_one()
-        oldest = next(iter(self.scheduler.sequences), None)
-        step = self.scheduler.schedule()
-        self.check_step(step, oldest)
-        results = self.model.run(step)
+        step, results = self.computed()
+        if self.runs_ahead and self.rng.random() < 0.9:
+            self.ahead = self.scheduler.schedule_ahead(step, lambda sequence: True)
+        if self.ahead is not None:
+            assert {s.request_id for s in self.ahead.sequences} <= {
+                s.request_id for s in step.sequences
+            }
+            assert all(s.token_ids == (PENDING,) and s.samples for s in self.ahead.sequences)
+            self.scheduler.check_integrity()
+            self.check_written_blocks(self.ahead)
+            self.num_ahead += 1
         if step.sequences and self.rng.random() < 0.02:
             results[self.rng.choice(step.sequences).request_id] = SequenceResult(error="injected")
         self.abort_one()
         for output in self.scheduler.update(step, results):
             self.outputs[output.request_id].append(output)
         self.scheduler.check_integrity()
+
+    def computed(self) -> tuple[ScheduledStep, dict[str, SequenceResult]]:
+        """The step that was scheduled ahead, if anybody waits for it, or one scheduled now."""
+        step, self.ahead = self.ahead, None
+        if step is not None:
+            results = self.model.run(step)
+            if self.scheduler.is_awaited(step):
+                return step, results
+        oldest = next(iter(self.scheduler.sequences), None)
+        step = self.scheduler.schedule()
+        self.check_step(step, oldest)
+        return step, self.model.run(step)
 
     def check_step(self, step: ScheduledStep, oldest: str | None) -> None:
         scheduler = self.scheduler
@@ -479,7 +511,7 @@ class _Fuzz:
                 assert len(outputs[0].prompt_logprobs) == len(request.prompt_token_ids)
 
 
-def _run_fuzz(seed: int) -> EngineStats:
+def _run_fuzz(seed: int) -> _Fuzz:
     fuzz = _Fuzz(seed)
     num_requests = fuzz.rng.randrange(10, 40)
     while len(fuzz.requests) < num_requests or fuzz.scheduler.has_unfinished():
@@ -488,18 +520,20 @@ def _run_fuzz(seed: int) -> EngineStats:
         fuzz.step()
     assert fuzz.scheduler.schedule().sequences == ()
     fuzz.check_texts()
-    return fuzz.scheduler.stats()
+    return fuzz
 
 
 @pytest.mark.parametrize("seed", range(100))
 def test_fuzz(seed: int) -> None:
-    stats = _run_fuzz(seed)
+    stats = _run_fuzz(seed).scheduler.stats()
     assert (stats.num_running_reqs, stats.num_waiting_reqs, stats.num_referenced_blocks) == (0,) * 3
 
 
 def test_fuzz_reaches_the_hard_cases() -> None:
-    """These seeds preempt, hit the prefix cache and run for thousands of steps."""
-    stats = [_run_fuzz(seed) for seed in range(60)]
+    """These seeds preempt, hit the prefix cache, run ahead, and for thousands of steps."""
+    runs = [_run_fuzz(seed) for seed in range(60)]
+    stats = [run.scheduler.stats() for run in runs]
+    assert sum(run.num_ahead for run in runs) > 500
     assert sum(one.num_preemptions for one in stats) > 50
     assert sum(one.prefix_cache_hits for one in stats) > 250
     assert sum(one.step for one in stats) > 3000

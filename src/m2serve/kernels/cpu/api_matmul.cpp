@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <iterator>
 
+#include "decoder.h"
 #include "find_nan.h"
 #include "guarded.h"
 #include "interleave.h"
@@ -13,7 +14,7 @@
 namespace {
 
 // ABI of cpu_library.py.
-constexpr int64_t kAbi = 1;
+constexpr int64_t kAbi = 2;
 
 }  // namespace
 
@@ -32,7 +33,8 @@ int64_t m2_abi(int64_t* out, int64_t room) {
                              sizeof(m2_layer),
                              sizeof(m2_model),
                              sizeof(m2_kv_cache),
-                             sizeof(m2_batch)};
+                             sizeof(m2_batch),
+                             sizeof(m2_decode)};
     const auto count = static_cast<int64_t>(std::size(found));
     std::copy_n(found, std::min(room, count), out);
     return count;
