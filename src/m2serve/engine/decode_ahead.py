@@ -6,6 +6,7 @@ that nobody changes or reads.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
 
 import msgspec
@@ -17,6 +18,11 @@ from m2serve.engine.sequence import Sequence
 from m2serve.engine.step import PENDING, ScheduledStep, SequenceResult
 from m2serve.engine.step_batch import BlockTable
 from m2serve.kernels.cpu_decoder import NO_SOURCE, CpuDecoder, DecodeRows
+from m2serve.model.batch import KVCache
+from m2serve.model.minimax_m2 import MiniMaxM2
+from m2serve.model.native import NativeMiniMaxM2
+
+logger = logging.getLogger(__name__)
 
 
 class StepUnderWay(msgspec.Struct, frozen=True):
@@ -49,16 +55,24 @@ class DecodeAhead:
             and is_native(sequence, self._used_vocab_size)
         )
 
+    def can_start(self, step: ScheduledStep, sequences: Mapping[str, Sequence]) -> bool:
+        return bool(step.sequences) and all(
+            one.is_decode and self.can_run(sequences[one.request_id]) for one in step.sequences
+        )
+
     def start(
         self,
         step: ScheduledStep,
         sequences: Mapping[str, Sequence],
         before: StepUnderWay | None = None,
     ) -> StepUnderWay:
-        """Hand in a step of decodes, each of a sequence that `can_run`.
+        """Hand in a step that `can_start`, or one scheduled behind the step `before`.
 
-        PENDING tokens are those of the step `before`, which must be the one started last.
+        PENDING tokens are those of `before`, the one started last. Without it nothing is under way
+        but what an exception has left.
         """
+        if before is None:
+            self.drain()
         scheduled = step.sequences
         rows, table = self._next_place(len(scheduled))
         rows_before = {} if before is None else _rows_by_id(before.step)
@@ -90,9 +104,9 @@ class DecodeAhead:
         found = zip(under_way.step.sequences, self._decoder.wait(), strict=True)
         return {one.request_id: _result(token_id) for one, token_id in found}
 
-    def discard(self) -> None:
-        """Wait for the step started first, whose results nobody wants any more."""
-        self._decoder.discard()
+    def drain(self) -> None:
+        """Wait for what is under way and forget it."""
+        self._decoder.drain()
 
     def _next_place(self, num_rows: int) -> tuple[DecodeRows, BlockTable]:
         rows, table = self._places.pop(0)
@@ -110,3 +124,17 @@ def _result(token_id: int) -> SequenceResult:
     if token_id == NO_TOKEN:
         return SequenceResult(error=NOT_FINITE)
     return SequenceResult(token_id=token_id)
+
+
+def make_decode_ahead(
+    model: MiniMaxM2, kv_cache: KVCache, used_vocab_size: int
+) -> DecodeAhead | None:
+    """None where the library does not run the whole model."""
+    if not isinstance(model, NativeMiniMaxM2):
+        return None
+    try:
+        decoder = model.make_decoder(kv_cache, used_vocab_size)
+    except MemoryError as error:
+        logger.warning("%s: every step is waited for before the next is prepared", error)
+        return None
+    return DecodeAhead(decoder, kv_cache.block_size, used_vocab_size)

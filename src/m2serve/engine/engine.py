@@ -185,8 +185,9 @@ class Engine:
 
     def _generate_first_tokens(self) -> None:
         """One prefill and one decode step, which leave no trace in the counters."""
-        sampling = SamplingParams(max_tokens=2, temperature=0.0)
-        [completion] = self.generate([[0]], sampling)
+        sampling = SamplingParams(max_tokens=2, temperature=0.0, ignore_eos=True)
+        prompt = [0] * min(2, self._scheduler.max_seq_len - 1)  # of one token it would be a decode
+        [completion] = self.generate([prompt], sampling)
         if completion.error is not None:
             raise CheckpointError(f"The model gives no token: {completion.error}")
         self._loop = self._new_loop()

@@ -15,7 +15,7 @@ import torch
 from m2serve.checkpoint.reader import Checkpoint
 from m2serve.engine.cache_size import check_config, kv_cache_size
 from m2serve.engine.config import EngineConfig
-from m2serve.engine.decode_ahead import DecodeAhead, StepUnderWay
+from m2serve.engine.decode_ahead import make_decode_ahead
 from m2serve.engine.placement import (
     DTYPES,
     KV_CACHE_DTYPES,
@@ -49,7 +49,8 @@ PROMPT_LOGITS_AT_ONCE = 128
 class ModelRunner:
     """Made by `load`. `max_model_len` is the config's, the checkpoint's, or what the cache holds;
     `used_vocab_size` the number of ids that may be sampled, `eos_token_ids` those that
-    generation_config.json names as the end. Structured output needs `masks`.
+    generation_config.json names as the end. Structured output needs `masks`. `ahead`, where there
+    is one, computes decode steps in place of `run` while Python goes on.
     """
 
     def __init__(
@@ -69,10 +70,7 @@ class ModelRunner:
         self.eos_token_ids = eos_token_ids
         self._sampler = Sampler(used_vocab_size, masks)
         self._batcher = StepBatcher(kv_cache.block_size, self.device)
-        self._ahead: DecodeAhead | None = None
-        if isinstance(model, NativeMiniMaxM2):
-            decoder = model.make_decoder(kv_cache, used_vocab_size)
-            self._ahead = DecodeAhead(decoder, kv_cache.block_size, used_vocab_size)
+        self.ahead = make_decode_ahead(model, kv_cache, used_vocab_size)
 
     @classmethod
     def load(cls, config: EngineConfig, progress: Callable[[float], None]) -> ModelRunner:
@@ -142,40 +140,9 @@ class ModelRunner:
         seconds = self._sampler.native_s
         if isinstance(self.model, NativeMiniMaxM2):
             seconds += self.model.step.native_s
-        if self._ahead is not None:
-            seconds += self._ahead.native_s
+        if self.ahead is not None:
+            seconds += self.ahead.native_s
         return seconds
-
-    def can_run_ahead(self, sequence: Sequence) -> bool:
-        """Whether decode steps of this sequence can be started, and finished later."""
-        return self._ahead is not None and self._ahead.can_run(sequence)
-
-    def start(
-        self,
-        step: ScheduledStep,
-        sequences: Mapping[str, Sequence],
-        before: StepUnderWay | None = None,
-    ) -> StepUnderWay | None:
-        """Begin a step and return; None where only `run` can compute it.
-
-        PENDING tokens come from `before`, the step started last and not yet finished.
-        """
-        if self._ahead is None or not step.sequences:
-            return None
-        for scheduled in step.sequences:
-            if not scheduled.is_decode or not self._ahead.can_run(sequences[scheduled.request_id]):
-                return None
-        return self._ahead.start(step, sequences, before)
-
-    def finish(self, under_way: StepUnderWay) -> dict[str, SequenceResult]:
-        """Wait for the step started first; results as of `run`."""
-        assert self._ahead is not None
-        return self._ahead.finish(under_way)
-
-    def discard(self) -> None:
-        """Wait for the step started first, whose results nobody wants any more."""
-        assert self._ahead is not None
-        self._ahead.discard()
 
     @torch.inference_mode()
     def run(
@@ -183,8 +150,10 @@ class ModelRunner:
     ) -> dict[str, SequenceResult]:
         """One forward pass; a result for each sequence of the step, by request id.
 
-        Not while a step is under way.
+        What is under way of `ahead` is waited for and forgotten.
         """
+        if self.ahead is not None:
+            self.ahead.drain()
         batch = self._batcher.build(step)
         hidden = self.model.forward(batch, self.kv_cache)
         sampling = [scheduled.request_id for scheduled in step.sequences if scheduled.samples]

@@ -138,10 +138,11 @@ class Scheduler:
 
         Every running sequence goes on but those that the pending token ends by its number; one that
         its value ends is computed in vain. None where the step depends on more than those values:
-        a request waits for a place, a prompt is not through, blocks run out, or a sequence may not
-        run like this.
+        a waiting request can be admitted, a prompt is not through, blocks run out, or a sequence
+        may not run like this.
         """
-        if self.waiting and len(self.running) < self.max_num_seqs:
+        has_place = self.waiting and len(self.running) < self.max_num_seqs
+        if has_place and self._prefix_if_it_fits(self.waiting[0]) is not None:
             return None
         computed_to = {one.request_id: one.end for one in under_way.sequences if one.samples}
         going_on = []
@@ -249,15 +250,9 @@ class Scheduler:
         return True
 
     def _admit(self, sequence: Sequence) -> bool:
-        """Move the first waiting sequence to `running` with the cached blocks of its prefix.
-
-        Only when all its tokens have room, and every running sequence one more block: admitted
-        into a full cache it would soon be preempted, and its prefill computed twice.
-        """
-        cached_block_ids = self._find_cached_prefix(sequence)
-        needed = self.pool.num_blocks_for(sequence.num_tokens) - len(cached_block_ids)
-        needed += self.pool.num_idle(cached_block_ids) + len(self.running)
-        if needed > self.pool.num_available:
+        """Move the first waiting sequence to `running` with the cached blocks of its prefix."""
+        cached_block_ids = self._prefix_if_it_fits(sequence)
+        if cached_block_ids is None:
             return False
         self.pool.touch(cached_block_ids)
         sequence.block_ids = cached_block_ids
@@ -268,6 +263,17 @@ class Scheduler:
             self._prefix_cache_hits += sequence.num_cached_tokens
         self.running.append(self.waiting.popleft())
         return True
+
+    def _prefix_if_it_fits(self, sequence: Sequence) -> tuple[int, ...] | None:
+        """The cached blocks of its prefix, when all its tokens have room besides.
+
+        And every running sequence one more block: admitted into a full cache it would soon be
+        preempted, and its prefill computed twice.
+        """
+        cached_block_ids = self._find_cached_prefix(sequence)
+        needed = self.pool.num_blocks_for(sequence.num_tokens) - len(cached_block_ids)
+        needed += self.pool.num_idle(cached_block_ids) + len(self.running)
+        return None if needed > self.pool.num_available else cached_block_ids
 
     def _find_cached_prefix(self, sequence: Sequence) -> tuple[int, ...]:
         """Blocks of the longest known prefix that leaves at least one token to compute."""

@@ -18,11 +18,10 @@ class ScheduledSequence(msgspec.Struct, frozen=True):
     """The tokens of one sequence to run in this step.
 
     `token_ids[i]` stands at position `start + i`, PENDING for one that the step before, still under
-    way, will choose; `block_ids` holds every block of the sequence,
-    those of this step included: position p lives in block `block_ids[p // block_size]`. When
-    `samples`, a token is chosen from the logits of the last row. Logits of the first
-    `num_prompt_logits` rows are wanted for prompt_logprobs: row i scores `prompt_targets[i]`, the
-    prompt token at position `start + i + 1`.
+    way, will choose; `block_ids` holds every block of the sequence, those of this step included:
+    position p lives in block `block_ids[p // block_size]`. When `samples`, a token is chosen from
+    the logits of the last row. Logits of the first `num_prompt_logits` rows are wanted for
+    prompt_logprobs: row i scores `prompt_targets[i]`, the prompt token at position `start + i + 1`.
     """
 
     request_id: str

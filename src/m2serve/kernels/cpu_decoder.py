@@ -7,6 +7,8 @@ library goes from one to the next without waiting for Python.
 from __future__ import annotations
 
 import ctypes
+import os
+from collections import deque
 from collections.abc import Sequence
 
 import numpy as np
@@ -85,7 +87,7 @@ class DecodeRows:
 
 
 class CpuDecoder:
-    """Runs the steps of one model over one KV cache, whose tensors `keep` holds.
+    """Runs the steps of one model over one KV cache; `keep` holds the tensors of both.
 
     While a step is on its way nothing else may run `step`. Not for several threads at once.
     `native_s` is the time that the steps waited for have taken.
@@ -103,14 +105,16 @@ class CpuDecoder:
             step.handle, ctypes.byref(step.model), ctypes.byref(cache)
         )
         if not handle:
-            raise MemoryError("no memory or no thread for the native decoder")
+            raise MemoryError("no memory or no thread to decode on")
         self._handle = ctypes.c_void_p(handle)
-        self._under_way: list[DecodeRows] = []
+        self._process = os.getpid()
+        self._under_way: deque[DecodeRows] = deque()
         self._seconds = ctypes.c_double()
         self.native_s = 0.0
 
     def __del__(self) -> None:
-        if hasattr(self, "_handle"):
+        # A forked process has no such thread to wait for.
+        if hasattr(self, "_handle") and os.getpid() == self._process:
             self._functions.m2_decoder_free(self._handle)  # waits for what is on its way
 
     def submit(self, rows: DecodeRows) -> None:
@@ -119,23 +123,22 @@ class CpuDecoder:
         if not self._under_way:
             self._step.library.follow_torch_threads()
         rows.decode.vocab = self._used_vocab_size
-        self._functions.m2_decode_submit(self._handle, ctypes.byref(rows.decode))
         self._under_way.append(rows)
+        self._functions.m2_decode_submit(self._handle, ctypes.byref(rows.decode))
 
     def wait(self) -> list[int]:
         """The tokens of the oldest step handed in and not yet waited for, as DecodeRows.chosen."""
-        rows = self._under_way[0]
-        self.native_s += self._wait()
-        return rows.chosen()
-
-    def discard(self) -> None:
-        """Wait for the oldest step; nobody wants its tokens, and its time counts for nothing."""
-        self._wait()
-
-    def _wait(self) -> float:
-        """The seconds it has taken."""
         failed = self._functions.m2_decode_wait(self._handle, ctypes.byref(self._seconds))
-        del self._under_way[0]
+        rows = self._under_way.popleft()
+        self.native_s += self._seconds.value
         if failed:
             raise MemoryError("the native decoder found no memory for its buffers")
-        return self._seconds.value
+        return rows.chosen()
+
+    def drain(self) -> None:
+        """Wait for all that is on its way, and forget it: nobody wants it, it counts for nothing.
+
+        Also where an exception came between a step's end and its being taken in.
+        """
+        self._functions.m2_decode_drain(self._handle)
+        self._under_way.clear()

@@ -99,8 +99,12 @@ class NativeMiniMaxM2(MiniMaxM2):
         return self.step.logits(x_RH.contiguous())
 
     def make_decoder(self, kv_cache: KVCache, used_vocab_size: int) -> CpuDecoder:
-        """Decode steps that run while Python goes on; only ids below `used_vocab_size`."""
-        return CpuDecoder(self.step, self._cpu_cache(kv_cache), used_vocab_size, keep=kv_cache)
+        """Decode steps that run while Python goes on; only ids below `used_vocab_size`.
+
+        Raises MemoryError when the system gives no thread.
+        """
+        keep = (self.weights, self._packed, kv_cache)
+        return CpuDecoder(self.step, self._cpu_cache(kv_cache), used_vocab_size, keep)
 
     def _cpu_cache(self, kv_cache: KVCache) -> CpuKVCache:
         """Made once: an engine has one cache."""

@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
+import ctypes
+import gc
+import json
 import random
+import shutil
+import weakref
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from m2serve.engine.decode_ahead import DecodeAhead
 from m2serve.engine.engine import Completion, Engine
-from m2serve.engine.model_runner import ModelRunner
 from m2serve.engine.request import EngineOutput, EngineRequest, SamplingParams
 from m2serve.engine.step import PENDING, ScheduledStep
+from m2serve.kernels.cpu_decoder import CpuDecoder
 from m2serve.kernels.cpu_library import load_cpu_library
 
 pytestmark = pytest.mark.skipif(load_cpu_library() is None, reason="no native kernels here")
@@ -50,8 +56,7 @@ def pending(steps: list[ScheduledStep]) -> int:
 def without(engine: Engine, sampling: SamplingParams) -> list[Completion]:
     """Step by step, each waited for before the next is scheduled."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(ModelRunner, "start", lambda *arguments: None)
-        patch.setattr(ModelRunner, "can_run_ahead", lambda *arguments: False)
+        patch.setattr(DecodeAhead, "can_run", lambda *arguments: False)
         return engine.generate(PROMPTS, sampling)
 
 
@@ -172,10 +177,103 @@ def test_a_failed_row_fails_alone(folder: Path, started: list[ScheduledStep]) ->
     assert pending(started)
 
 
-def test_an_engine_may_go_while_a_step_is_under_way(folder: Path) -> None:
-    for _ in range(5):
-        engine = load(folder)
-        engine.add(request("a", PROMPTS[4]))
-        for _ in range(3):
-            engine.step()
-        del engine
+def test_weights_and_cache_stay_while_a_step_may_be_under_way(folder: Path) -> None:
+    engine = load(folder)
+    engine.add(request("a", PROMPTS[4]))
+    for _ in range(3):
+        engine.step()
+    ahead = engine._runner.ahead
+    assert ahead is not None
+    decoder = ahead._decoder
+    watched = [weakref.ref(engine._runner.model.weights), weakref.ref(engine._runner.kv_cache)]
+    del engine, ahead
+    gc.collect()
+    assert all(one() is not None for one in watched)
+    del decoder
+    gc.collect()
+    assert not any(one() is not None for one in watched)
+
+
+@pytest.mark.parametrize("prompts", [PROMPTS, [[5]]], ids=["prompts", "a token"])
+@pytest.mark.parametrize("when", ["before", "after"])
+@pytest.mark.parametrize("problem", [KeyboardInterrupt, MemoryError, RuntimeError])
+def test_an_exception_leaves_nothing_under_way(
+    folder: Path, prompts: list[list[int]], when: str, problem: type[BaseException]
+) -> None:
+    engine = load(folder)
+    wanted = [one.token_ids for one in without(engine, GREEDY)]
+    [alone] = engine.generate([[5]], GREEDY)
+    wait = CpuDecoder.wait
+    calls = 0
+
+    def fail(self: CpuDecoder) -> list[int]:
+        nonlocal calls
+        calls += 1
+        if calls < 5:
+            return wait(self)
+        if when == "after":
+            self._functions.m2_decode_wait(self._handle, ctypes.byref(self._seconds))
+        raise problem
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(CpuDecoder, "wait", fail)
+        with pytest.raises(problem):
+            engine.generate(prompts, GREEDY)
+    for _ in range(2):
+        if prompts != PROMPTS:  # of one token: no prompt is computed first
+            assert engine.generate(prompts, GREEDY)[0].token_ids == alone.token_ids
+        assert [one.token_ids for one in engine.generate(PROMPTS, GREEDY)] == wanted
+
+
+def test_a_model_that_would_end_at_once_can_be_loaded(folder: Path, tmp_path: Path) -> None:
+    prompts = [[0], [0, 0]]
+    firsts = [one.token_ids[0] for one in load(folder).generate(prompts, GREEDY)]
+    ending = tmp_path / "ending"
+    shutil.copytree(folder, ending)
+    settings = json.dumps({"eos_token_id": firsts})
+    (ending / "generation_config.json").write_text(settings, encoding="utf-8")
+    engine = load(ending)
+    for _ in range(2):
+        for prompt, first in zip(prompts, firsts, strict=True):
+            [completion] = engine.generate([prompt], GREEDY)
+            assert (completion.token_ids, completion.finish_reason) == ([first], "stop")
+
+
+def test_more_threads_wait_for_the_step_under_way(folder: Path) -> None:
+    engine = load(folder)
+    wanted = [one.token_ids for one in without(engine, GREEDY)]
+    threads = torch.get_num_threads()
+    try:
+        for count in (1, 3, 2, 5, 1):
+            found = engine.generate(PROMPTS, GREEDY)
+            assert [one.token_ids for one in found] == wanted
+            for name, prompt in (("a", PROMPTS[4]), ("b", PROMPTS[5])):
+                engine.add(request(name, prompt))
+            for _ in range(4):
+                engine.step()
+            torch.set_num_threads(count)
+            library = load_cpu_library()
+            assert library is not None
+            library.follow_torch_threads()  # as another engine's next call would
+            outputs = drain(engine)
+            assert {name: len(text(found)) for name, found in outputs.items()} == {
+                "a": 36,
+                "b": 36,
+            }
+    finally:
+        torch.set_num_threads(threads)
+
+
+def test_without_a_thread_every_step_is_waited_for(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, started: list[ScheduledStep]
+) -> None:
+    library = load_cpu_library()
+    assert library is not None
+
+    def none(*arguments: object) -> None:
+        return None
+
+    monkeypatch.setattr(library.functions, "m2_decoder_new", none)
+    [completion] = load(folder).generate([PROMPTS[1]], GREEDY)
+    assert len(completion.token_ids) == GREEDY.max_tokens
+    assert not started

@@ -381,6 +381,55 @@ def test_check_integrity_finds_damage(damage, problem: str) -> None:
         scheduler.check_integrity()
 
 
+def test_a_step_ahead_gives_nothing_to_a_new_request_of_an_old_name() -> None:
+    scheduler = _scheduler()
+    model = FakeModel(scheduler)
+    for name in ("a", "b"):
+        scheduler.add(_request(name, [1, 2, 3]))
+    _step(scheduler, model)
+    step = scheduler.schedule()
+    ahead = scheduler.schedule_ahead(step, lambda sequence: True)
+    assert ahead is not None
+    assert [one.token_ids for one in ahead.sequences] == [(PENDING,)] * 2
+    scheduler.update(step, model.run(step))
+    scheduler.abort("a")
+    scheduler.add(_request("a", [4, 5, 6]))
+    assert scheduler.is_awaited(ahead)
+    results = model.run(ahead)
+    assert [output.request_id for output in scheduler.update(ahead, results)] == ["b"]
+    assert scheduler.sequences["a"].num_tokens == 3
+    scheduler.abort("b")
+    assert not scheduler.is_awaited(ahead)
+
+
+def test_nothing_runs_ahead_while_a_request_can_be_admitted_or_may_not() -> None:
+    scheduler = _scheduler(num_blocks=5, max_num_seqs=4)
+    model = FakeModel(scheduler)
+    scheduler.add(_request("a", [1] * 6))
+    _step(scheduler, model)
+    step = scheduler.schedule()
+    assert scheduler.schedule_ahead(step, lambda sequence: False) is None
+    scheduler.add(_request("small", [2] * 4))
+    assert scheduler.schedule_ahead(step, lambda sequence: True) is None
+    scheduler.abort("small")
+    scheduler.add(_request("large", [2] * 14))  # has no room beside the first
+    assert scheduler.schedule_ahead(step, lambda sequence: True) is not None
+
+
+def test_a_request_does_not_run_ahead_of_its_last_token() -> None:
+    scheduler = _scheduler(enable_prefix_caching=False)
+    model = FakeModel(scheduler)
+    scheduler.add(_request("short", [1, 2], max_tokens=2))
+    scheduler.add(_request("long", [3, 4], max_tokens=3))
+    _step(scheduler, model)
+    step = scheduler.schedule()
+    ahead = scheduler.schedule_ahead(step, lambda sequence: True)
+    assert ahead is not None
+    assert [one.request_id for one in ahead.sequences] == ["long"]
+    scheduler.update(step, model.run(step))
+    assert scheduler.schedule_ahead(ahead, lambda sequence: True) is None
+
+
 class _Fuzz:
     """Random requests with shared prefixes, random aborts and failures, a tiny pool."""
 

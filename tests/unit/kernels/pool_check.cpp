@@ -201,6 +201,26 @@ void check_even_seats() {
     }
 }
 
+// Who keeps the seats meets no thread that was not there when it took them.
+void check_kept_seats() {
+    std::atomic<bool> is_over{false};
+    std::thread other([&] {
+        for (int threads = 1; !is_over.load(); threads = threads % 5 + 1) set_num_threads(threads);
+    });
+    for (int i = 0; i < 200; ++i) {
+        const KeptSeats kept;
+        const int threads = num_threads();
+        for (int job = 0; job < 5; ++job) {
+            parallel_for(64, [&](int64_t, int thread) {
+                check(thread < threads, "a new thread while seats are kept", thread, threads);
+            });
+            check(num_threads() == threads, "kept seats changed", num_threads(), threads);
+        }
+    }
+    is_over.store(true);
+    other.join();
+}
+
 }  // namespace
 
 int main() {
@@ -212,6 +232,7 @@ int main() {
     check_callers_take_turns();
     check_binding();
     check_even_seats();
+    check_kept_seats();
     std::puts("ok");
     return 0;
 }

@@ -12,7 +12,7 @@ Decoder::Decoder(Step& step, const m2_model& model, const m2_kv_cache& cache)
     : step_(step), model_(model), cache_(cache), thread_([this] { work(); }) {}
 
 Decoder::~Decoder() {
-    while (waited_ != submitted_.load()) wait();
+    drain();
     stop_.store(true);
     submitted_.fetch_add(1);
     submitted_.notify_one();
@@ -32,6 +32,10 @@ Decoder::Outcome Decoder::wait() {
     return outcomes_[waited_++ % kPlaces];
 }
 
+void Decoder::drain() {
+    while (waited_ != submitted_.load(std::memory_order_relaxed)) wait();
+}
+
 void Decoder::work() {
     for (uint32_t next = 0;; ++next) {
         while (submitted_.load(std::memory_order_acquire) == next) {
@@ -48,6 +52,7 @@ void Decoder::work() {
 }
 
 void Decoder::run(m2_decode& decode) {
+    const KeptSeats kept;
     const int64_t num_rows = decode.batch.num_tokens;
     token_ids_.assign(decode.batch.token_ids, decode.batch.token_ids + num_rows);
     for (int64_t row = 0; row < num_rows; ++row) {
@@ -94,6 +99,8 @@ int m2_decode_wait(void* decoder, double* seconds) {
     *seconds = outcome.seconds;
     return outcome.failed;
 }
+
+void m2_decode_drain(void* decoder) { static_cast<m2::Decoder*>(decoder)->drain(); }
 
 }  // extern "C"
 #pragma GCC visibility pop

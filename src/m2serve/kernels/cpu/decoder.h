@@ -29,7 +29,7 @@ struct m2_decode {
 
 namespace m2 {
 
-// At most two steps are on their way. Model, cache, and what a step points to have to stay until it
+// At most two steps are on their way. The number of threads stays while one runs. Model, cache, and what a step points to have to stay until it
 // is waited for. While one is on its way nobody else may use the m2::Step.
 class Decoder {
   public:
@@ -48,6 +48,8 @@ class Decoder {
     };
     // Of the oldest step not yet waited for.
     Outcome wait();
+    // Waits for every step; nobody wants to know what became of them.
+    void drain();
 
   private:
     static constexpr uint32_t kPlaces = 2;

@@ -5,6 +5,7 @@
 #include <chrono>
 #include <deque>
 #include <mutex>
+#include <shared_mutex>
 #include <new>
 #include <thread>
 #include <utility>
@@ -77,9 +78,10 @@ public:
     }
 
     void seat(const Seats& seats, int evenly = 0) {
+        if (is_seated(seats, evenly)) return;
+        const std::unique_lock<std::shared_mutex> changing(kept_);
+        if (is_seated(seats, evenly)) return;
         const std::lock_guard<std::mutex> turn(turns_);
-        evenly_seated_.store(evenly, std::memory_order_relaxed);
-        if (seats == seats_) return;
         stop_.store(true);
         generation_.fetch_add(1);
         generation_.notify_all();
@@ -98,6 +100,9 @@ public:
         }
         change_seating(bound ? seats : even_seats(thread));
     }
+
+    void keep_seats() { kept_.lock_shared(); }
+    void release_seats() { kept_.unlock_shared(); }
 
     const Seating& seating() const { return *seating_.load(std::memory_order_acquire); }
 
@@ -151,6 +156,12 @@ public:
     }
 
 private:
+    bool is_seated(const Seats& seats, int evenly) {
+        const std::lock_guard<std::mutex> turn(turns_);
+        evenly_seated_.store(evenly, std::memory_order_relaxed);
+        return seats == seats_;
+    }
+
     // False where the system gives no more threads; the others do the work then.
     bool start(int thread) {
         try {
@@ -229,6 +240,7 @@ private:
         }
     }
 
+    std::shared_mutex kept_;  // taken before turns_
     std::mutex turns_;
     std::vector<std::thread> workers_;
     Seats seats_ = even_seats(1);  // as asked for
@@ -283,6 +295,9 @@ void run_on_nodes(const Job& job, const int64_t* num_chunks, int num_nodes) {
     if (this_thread >= 0) return Pool::run_alone(job, num_chunks, num_nodes, this_thread);
     pool().run(job, num_chunks, num_nodes);
 }
+
+KeptSeats::KeptSeats() { pool().keep_seats(); }
+KeptSeats::~KeptSeats() { pool().release_seats(); }
 
 struct BoundCaller::Mask {
     cpu_set_t cpus;

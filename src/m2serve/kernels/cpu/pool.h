@@ -33,6 +33,17 @@ int num_threads();
 // Valid for ever, but out of date after the next change.
 const Seating& seating();
 
+// While one lives, the two functions above wait before they change anything: whoever computes step
+// after step on a thread of its own has buffers for as many threads as there were at its start. Not
+// to be held by who calls them.
+class KeptSeats {
+  public:
+    KeptSeats();
+    ~KeptSeats();
+    KeptSeats(const KeptSeats&) = delete;
+    KeptSeats& operator=(const KeptSeats&) = delete;
+};
+
 // Keeps the calling thread on node 0's processors while it lives.
 class BoundCaller {
   public:
