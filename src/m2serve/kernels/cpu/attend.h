@@ -1,7 +1,9 @@
-// Softmax attention of a few query rows over a tile of keys at a time, with an online softmax.
+// Softmax attention of query rows over a tile of keys at a time, with an online softmax; what a
+// decoding token does with its few rows is in attend_token.h.
 //
 // Every row is computed by the same operations in the same order whatever rows are computed beside
-// it, so that a token's result does not depend on how a prompt was cut into steps.
+// it, so that a token's result does not depend on how a prompt was cut into steps, but for a step of
+// one token.
 #pragma once
 
 #include <cstring>
@@ -58,8 +60,9 @@ inline void dots(const float* q, int64_t padded, int64_t dims, const float* tile
 }
 
 // Two vectors of floats of the pass at byte b of every value, from `part` on, for R rows:
-// acc = acc * alpha + sum of p[j] * values[j].
-template <int32_t format, int R, int part>
+// acc = acc * alpha + sum of p[j] * values[j]. The weight of row r and value j stands at
+// p[r * kByRow + j * kByKey].
+template <int32_t format, int R, int part, int kByRow, int kByKey>
 inline void weigh_unit(const float* p, const float* alpha, const uint8_t* const* values,
                        int64_t num_keys, int64_t b, int64_t padded, float* acc) {
     constexpr int kCount = 2;
@@ -79,7 +82,7 @@ inline void weigh_unit(const float* p, const float* alpha, const uint8_t* const*
             value[i] = kv_part<format, one % kParts<format>>(unit);
         });
         each<R>([&](auto r) {
-            const F weight = splat(p[r * kTileKeys + j]);
+            const F weight = splat(p[r * kByRow + j * kByKey]);
             each<kCount>([&](auto i) { total[r][i] = fma(weight, value[i], total[r][i]); });
         });
     }
@@ -89,13 +92,13 @@ inline void weigh_unit(const float* p, const float* alpha, const uint8_t* const*
 }
 
 // The same for all of every value. acc has unit after unit, part after part.
-template <int32_t format, int R>
+template <int32_t format, int R, int kByRow, int kByKey>
 inline void weigh_rows(const float* p, const float* alpha, const uint8_t* const* values,
                        int64_t num_keys, int64_t bytes, int64_t padded, float* acc) {
     for (int64_t b = 0; b < bytes; b += kPassBytes<format>) {
-        weigh_unit<format, R, 0>(p, alpha, values, num_keys, b, padded, acc);
+        weigh_unit<format, R, 0, kByRow, kByKey>(p, alpha, values, num_keys, b, padded, acc);
         if constexpr (kParts<format> == 4) {
-            weigh_unit<format, R, 2>(p, alpha, values, num_keys, b, padded, acc);
+            weigh_unit<format, R, 2, kByRow, kByKey>(p, alpha, values, num_keys, b, padded, acc);
         }
     }
 }
@@ -176,13 +179,14 @@ inline void by_sight(const QueryRows& rows, int64_t first_key, int64_t num_keys,
 struct Tile {
     HeadCache cache;
     int64_t count;
-    int64_t places[kTileKeys];  // behind the count any place will do
+    int64_t places[kTileKeys];  // any that are there behind the count, to a whole kTurned
 
     void find(const HeadKeys& keys, int64_t first, int64_t end) {
         cache = keys.cache;
         const int64_t left = end - first;
         count = left < 0 ? 0 : left < kTileKeys ? left : kTileKeys;
         find_places(cache, first, count, places);
+        for (int64_t j = count; j % kTurned != 0; ++j) places[j] = places[0];
     }
 };
 
@@ -226,7 +230,7 @@ void attend_to(const HeadKeys& range, const HeadKeys& next, const QueryRows& row
     const HeadVectors values(cache, cache.values);
     const int64_t last = rows.first_position + rows.num_tokens;
     const int64_t seen_end = range.end < last ? range.end : last;
-    Tile tiles[2] = {};
+    Tile tiles[2];
     tiles[0].find(range, range.first, seen_end);
     int now = 0;
     for (int64_t key = range.first; key < seen_end; key += kTileKeys, now = 1 - now) {
@@ -253,7 +257,7 @@ void attend_to(const HeadKeys& range, const HeadKeys& next, const QueryRows& row
                             reinterpret_cast<uint8_t*>(scratch.tile), vectors);
         by_sight(rows, key, tile.count, [&](int64_t row, int64_t count, int64_t seen) {
             in_groups(count, [&](auto group, int64_t r) {
-                weigh_rows<format, decltype(group)::kRows>(
+                weigh_rows<format, decltype(group)::kRows, kTileKeys, 1>(
                     scratch.scores + (row + r) * kTileKeys, scratch.alpha + row + r, vectors, seen,
                     values.bytes, padded, rows.acc + (row + r) * padded);
             });
@@ -270,15 +274,28 @@ void attend(const HeadKeys& keys, const HeadKeys& next, const QueryRows& rows, v
     }
 }
 
-// From units and parts.
-void order_dims(int32_t format, float* acc, int64_t padded) {
-    const int64_t parts = 4 / kv_element_bytes(format), unit = parts * kLanes;
-    if (parts == 1) return;
-    float turned[4 * kLanes];
-    for (int64_t d = 0; d < padded; d += unit) {
-        for (int64_t i = 0; i < unit; ++i) turned[i] = acc[d + i % parts * kLanes + i / parts];
-        std::memcpy(acc + d, turned, static_cast<size_t>(unit) * 4);
+// Numbers of a row from units and parts to the order of the dimensions, or the other way round.
+template <int parts, bool is_back>
+inline void turn_dims(float* row, int64_t padded) {
+    constexpr int64_t kUnit = parts * kLanes;
+    float turned[kUnit];
+    for (int64_t d = 0; d < padded; d += kUnit) {
+        for (int64_t i = 0; i < kUnit; ++i) {
+            const int64_t at = i % parts * kLanes + i / parts;
+            turned[is_back ? at : i] = row[d + (is_back ? i : at)];
+        }
+        std::memcpy(row + d, turned, sizeof turned);
     }
+}
+
+void order_dims(int32_t format, float* acc, int64_t padded) {
+    if (kv_element_bytes(format) == 2) turn_dims<2, false>(acc, padded);
+    if (kv_element_bytes(format) == 1) turn_dims<4, false>(acc, padded);
+}
+
+void arrange_dims(int32_t format, float* q, int64_t padded) {
+    if (kv_element_bytes(format) == 2) turn_dims<2, true>(q, padded);
+    if (kv_element_bytes(format) == 1) turn_dims<4, true>(q, padded);
 }
 
 }  // namespace

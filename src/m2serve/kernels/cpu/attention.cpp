@@ -57,7 +57,7 @@ void AttentionPlan::make(const m2_batch& batch, int64_t query_heads, int64_t kv_
         for (int64_t start = (count - 1) / step * step; start >= 0 && count > 0; start -= step) {
             const int64_t tokens = std::min(step, count - start);
             const int64_t position = context - count + start;
-            items_.push_back({s, row + start, tokens, position, 0, position + tokens, -1});
+            items_.push_back({s, row + start, tokens, position, 0, position + tokens, -1, false});
         }
     }
     state_floats_ = round_up(group_ * (padded_ + 2), kLineFloats);
@@ -97,7 +97,7 @@ void AttentionPlan::add_decode(int64_t sequence, int64_t row, int64_t context) {
     for (int64_t p = 0; p < count; ++p) {
         const int64_t end = std::min(context, (p + 1) * piece);
         const int64_t partial = count > 1 ? num_partials_ + p : -1;
-        items_.push_back({sequence, row, 1, context - 1, p * piece, end, partial});
+        items_.push_back({sequence, row, 1, context - 1, p * piece, end, partial, true});
     }
     if (count > 1) {
         splits_.push_back({row, num_partials_, count});
@@ -161,6 +161,7 @@ void AttentionPlan::run_unit(const Unit& unit, const m2_kv_cache& cache, const m
         return (item.row + r / group_) * q_size +
                ((unit.first_head + h) * group_ + r % group_) * head_dim_;
     };
+    const bool has_few_rows = item.decodes && are_few_heads(group_);
     const float scale = 1.0f / std::sqrt(static_cast<float>(head_dim_));
     for (int64_t h = 0; h < unit.num_heads; ++h) {
         const QueryRows queries = queries_of(h);
@@ -168,6 +169,7 @@ void AttentionPlan::run_unit(const Unit& unit, const m2_kv_cache& cache, const m
             float* scaled = scratch + (h * rows + r) * padded_;
             kernels.scale_row(q + offset(h, r), scale, head_dim_, scaled);
             std::fill(scaled + head_dim_, scaled + padded_, 0.0f);
+            if (has_few_rows) kernels.arrange_dims(cache.format, scaled, padded_);
         }
         std::fill(queries.acc, queries.acc + rows * padded_, 0.0f);
         std::fill(queries.max, queries.max + rows, -std::numeric_limits<float>::infinity());
@@ -185,7 +187,8 @@ void AttentionPlan::run_unit(const Unit& unit, const m2_kv_cache& cache, const m
         for (int64_t h = 0; h < unit.num_heads; ++h) {
             const bool is_last = h + 1 == unit.num_heads;
             const HeadKeys next = keys_of(is_last ? 0 : h + 1, is_last ? key + step : key, step);
-            kernels.attend(keys, next, queries_of(h), memory);
+            const auto attend = has_few_rows ? kernels.attend_token : kernels.attend;
+            attend(keys, next, queries_of(h), memory);
             keys = next;
         }
     }

@@ -54,6 +54,7 @@ class AttentionPlan {
     struct Item {
         int64_t sequence, row, num_tokens, first_position, first_key, end_key;
         int64_t partial;  // where its state goes; -1 when it attends to the whole context
+        bool decodes;     // the only new token of its sequence
     };
     struct Split {
         int64_t row, first_partial, count;

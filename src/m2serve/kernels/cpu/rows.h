@@ -1,7 +1,7 @@
 // Operations on single rows of activations: norms, rotary embedding, scaled sums.
 #pragma once
 
-#include "attend.h"
+#include "attend_token.h"
 
 namespace m2::M2_ISA {
 namespace {
@@ -80,8 +80,8 @@ void to_floats(int32_t format, const void* from, int64_t count, float* to) {
 }
 
 constexpr TokenKernels kTokenKernels{
-    attend_scratch_bytes, attend, order_dims, add_rms_norm, rotate, store_head, scale_row,
-    add_scaled_row,       to_floats};
+    attend_scratch_bytes, attend,     attend_token, arrange_dims,   order_dims, add_rms_norm,
+    rotate,               store_head, scale_row,    add_scaled_row, to_floats};
 
 }  // namespace
 }  // namespace m2::M2_ISA

@@ -54,6 +54,20 @@ inline __m128 sum4(const F* v) {
     return _mm_add_ps(_mm256_castps256_ps128(pairs), _mm256_extractf128_ps(pairs, 1));
 }
 
+// Lane i is the sum of vector i.
+inline F sums_of(const F (&v)[kLanes]) {
+    F a[4], b[2];
+    for (int i = 0; i < 4; ++i) {
+        a[i] = add(_mm256_unpacklo_ps(v[2 * i], v[2 * i + 1]),
+                   _mm256_unpackhi_ps(v[2 * i], v[2 * i + 1]));
+    }
+    for (int i = 0; i < 2; ++i) {
+        b[i] = add(_mm256_shuffle_ps(a[2 * i], a[2 * i + 1], 0x44),
+                   _mm256_shuffle_ps(a[2 * i], a[2 * i + 1], 0xEE));
+    }
+    return add(_mm256_permute2f128_ps(b[0], b[1], 0x20), _mm256_permute2f128_ps(b[0], b[1], 0x31));
+}
+
 // Lane i of vector j becomes lane j of vector i.
 inline void transpose(F (&v)[kLanes]) {
     F a[8], b[8];

@@ -61,6 +61,24 @@ inline __m128 sum4(const F* v) {
     return _mm_add_ps(_mm256_castps256_ps128(pairs), _mm256_extractf128_ps(pairs, 1));
 }
 
+// Lane i is the sum of vector i.
+inline F sums_of(const F (&v)[kLanes]) {
+    F a[8], b[4], c[2];
+    for (int i = 0; i < 8; ++i) {
+        a[i] = add(_mm512_unpacklo_ps(v[2 * i], v[2 * i + 1]),
+                   _mm512_unpackhi_ps(v[2 * i], v[2 * i + 1]));
+    }
+    for (int i = 0; i < 4; ++i) {
+        b[i] = add(_mm512_shuffle_ps(a[2 * i], a[2 * i + 1], 0x44),
+                   _mm512_shuffle_ps(a[2 * i], a[2 * i + 1], 0xEE));
+    }
+    for (int i = 0; i < 2; ++i) {
+        c[i] = add(_mm512_shuffle_f32x4(b[2 * i], b[2 * i + 1], 0x44),
+                   _mm512_shuffle_f32x4(b[2 * i], b[2 * i + 1], 0xEE));
+    }
+    return add(_mm512_shuffle_f32x4(c[0], c[1], 0x88), _mm512_shuffle_f32x4(c[0], c[1], 0xDD));
+}
+
 inline void transpose(F (&v)[kLanes]) {
     F a[16], b[16];
     for (int i = 0; i < 16; i += 2) {

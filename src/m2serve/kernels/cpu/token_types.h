@@ -22,6 +22,10 @@ constexpr int64_t kHeadPad = 64;
 constexpr int64_t padded_head(int64_t head_dim) {
     return (head_dim + kHeadPad - 1) / kHeadPad * kHeadPad;
 }
+// Heads that share keys of which attend_token knows; M2 has six.
+constexpr bool are_few_heads(int64_t heads) {
+    return heads == 2 || heads == 3 || heads == 4 || heads == 6 || heads == 8;
+}
 constexpr int64_t kv_element_bytes(int32_t format) {
     return format == M2_KV_F32 ? 4 : format == M2_KV_BF16 ? 2 : 1;
 }
@@ -65,6 +69,10 @@ struct TokenKernels {
     // Brings the keys into the state of the rows; a token sees the keys up to its position. Keys that
     // no row sees are not read. `next` is what will be wanted after them.
     void (*attend)(const HeadKeys&, const HeadKeys& next, const QueryRows&, void* scratch);
+    // The same for one token of are_few_heads, whose rows of q have been through arrange_dims.
+    void (*attend_token)(const HeadKeys&, const HeadKeys& next, const QueryRows&, void* scratch);
+    // A row of q from the order of the dimensions to that of the cache's format.
+    void (*arrange_dims)(int32_t format, float* q, int64_t padded);
     // A row of acc in the order of the dimensions.
     void (*order_dims)(int32_t format, float* acc, int64_t padded);
     // x += delta (unless null), then out = x * rsqrt(mean(x^2) + eps) * weight. out may be x.
