@@ -88,7 +88,7 @@ MIXED = [(1, 0), (1, 36), (17, 0), (5, 60), (1, 300), (33, 31), (1, 15), (2, 777
 
 @pytest.mark.parametrize("group", range(1, 10))
 @pytest.mark.parametrize("head_dim", [8, 20, 64, 128])
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float8_e4m3fn], ids=str)
 def test_decoding_tokens_of_any_group(group: int, head_dim: int, dtype: torch.dtype) -> None:
     sequences = [(1, length) for length in (0, 1, 5, 62, 63, 64, 200, 300, 800)]
     case = make_case(sequences, (2 * group, 2, head_dim), seed=group)
@@ -96,6 +96,22 @@ def test_decoding_tokens_of_any_group(group: int, head_dim: int, dtype: torch.dt
     ours = case.native()
     case.keys, case.values = case.keys.float(), case.values.float()
     assert error(ours, case.expected()) < TOLERANCE
+
+
+@pytest.mark.parametrize("wrong", [torch.nan, torch.inf, -torch.inf])
+@pytest.mark.parametrize("place", [0, 3, 70, 300, 699])
+@pytest.mark.parametrize("group", [1, 2, 3, 4, 6, 8])
+def test_a_wrong_key_spoils_a_decoding_token(group: int, place: int, wrong: float) -> None:
+    case = make_case([(1, 699), (1, 200)], (2 * group, 2, 32), seed=group)
+    before = case.native()
+    slot = int(case.block_table[0, place // 16]) * 16 + place % 16
+    case.keys.view(-1, 2, 32)[slot, 1] = wrong
+    after = case.native()
+    assert after[0, group:].isnan().all() == bool(case.expected()[0, group:].isnan().all())
+    assert torch.equal(after[0, :group], before[0, :group])
+    assert torch.equal(after[1], before[1])
+    case.keys.view(-1, 2, 32)[slot, 1] = torch.nan
+    assert case.native()[0, group:].isnan().all()
 
 
 @pytest.mark.parametrize("heads", HEADS, ids=str)

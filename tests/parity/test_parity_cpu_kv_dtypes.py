@@ -82,13 +82,14 @@ def test_int8_has_a_scale_for_every_token_and_head(spread: float) -> None:
     assert (cache.stored(1)[3, 1] == 0).all()
 
 
+@pytest.mark.parametrize("group", [1, 2, 3, 4, 6, 8])
 @pytest.mark.parametrize("dtype", [torch.int8, torch.float8_e4m3fn], ids=str)
-def test_attention_reads_exactly_what_is_stored(dtype: torch.dtype) -> None:
+def test_attention_reads_exactly_what_is_stored(dtype: torch.dtype, group: int) -> None:
     cache = Cache(dtype, tokens())
     starts = torch.tensor([0, 1, 30], dtype=torch.int32)
     lens = torch.tensor([45, 37], dtype=torch.int32)
     table = torch.tensor([[2, 0, 1], [1, 2, 0]], dtype=torch.int32)
-    q = torch.randn(30, 6, HEAD_DIM, generator=torch.Generator().manual_seed(3))
+    q = torch.randn(30, HEADS * group, HEAD_DIM, generator=torch.Generator().manual_seed(3))
     if dtype == torch.int8:
         for scales in cache.parts[2:]:
             scales.nan_to_num_(0)
@@ -101,12 +102,13 @@ def test_attention_reads_exactly_what_is_stored(dtype: torch.dtype) -> None:
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.int8, torch.float8_e4m3fn], ids=str)
 @pytest.mark.parametrize("wrong", [torch.nan, torch.inf])
-def test_what_is_not_finite_is_not_hidden(dtype: torch.dtype, wrong: float) -> None:
+@pytest.mark.parametrize("group", [1, 2, 3, 4, 6, 8])
+def test_what_is_not_finite_is_not_hidden(dtype: torch.dtype, wrong: float, group: int) -> None:
     """FP8 has no infinity: it becomes 448, and the request fails where the logits do."""
     values = tokens()
     values[0, 1, 3] = wrong
     cache = Cache(dtype, values)
-    q = torch.ones(1, 2, HEAD_DIM)
+    q = torch.ones(1, HEADS * group, HEAD_DIM)
     lens, starts = torch.tensor([48], dtype=torch.int32), torch.tensor([0, 1], dtype=torch.int32)
     table = torch.tensor([[0, 1, 2]], dtype=torch.int32)
     for scales in cache.parts[2:]:
@@ -114,8 +116,9 @@ def test_what_is_not_finite_is_not_hidden(dtype: torch.dtype, wrong: float) -> N
         unwritten[cache.slots] = False
         scales[unwritten.view(3, 16)] = 0
     out = NATIVE.paged_attention(q, *cache.parts[:2], starts, lens, table, *cache.parts[2:])
-    assert out[0, 0].isfinite().all()
-    assert out[0, 1].isfinite().all() == (dtype == torch.float8_e4m3fn and wrong == torch.inf)
+    assert out[0, :group].isfinite().all()
+    becomes_finite = dtype == torch.float8_e4m3fn and wrong == torch.inf
+    assert out[0, group:, 3].isfinite().all() == becomes_finite
 
 
 # Relative to float32, root mean square over all logits. Measured: bfloat16 0.0026, int8 0.0095,

@@ -59,11 +59,10 @@ def tool_drill(rng: random.Random, pieces: Sequence[str] = ()) -> Sample:
 
 def _spoken(use: Use, with_values: bool) -> str:
     """The tool and what it gets, in quotes as in its definition: the tokens are the same there."""
-    given = [
-        f'"{name}" = {_as_text(value)}' if with_values else f'"{name}"'
-        for name, value in use.call.arguments.items()
-    ]
-    return f'"{use.offered.tool.name}": {", ".join(given)}'
+    if with_values:
+        return f'"{use.offered.tool.name}" with {use.planned}'
+    named = ", ".join(f'"{name}"' for name in use.call.arguments)
+    return f'"{use.offered.tool.name}": {named}'
 
 
 def _parameters(offered: OfferedTool, with_values: bool) -> str:
@@ -72,14 +71,12 @@ def _parameters(offered: OfferedTool, with_values: bool) -> str:
         return ", ".join(f'"{parameter.name}"' for parameter in offered.parameters.values())
     shapes = {p.name: p.form.schema for p in offered.parameters.values()}
     listed = (
-        f'"{name}": ' + ", ".join(f'"{value}"' for value in shape.get("enum", (shape["type"],)))
+        f'"{name}" of {json.dumps(shape["enum"])}'
+        if "enum" in shape
+        else f'"{name}" {shape["type"]}'
         for name, shape in shapes.items()
     )
-    return "; ".join(listed)
-
-
-def _as_text(value: object) -> str:
-    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+    return ", ".join(listed)
 
 
 def _sample(offered: Sequence[OfferedTool], asked: str, said: str, language: str) -> Sample:

@@ -71,9 +71,19 @@ class Use:
 
     @property
     def planned(self) -> str:
-        """What is thought before the call: its names, with the values as they are said."""
-        names = self.offered.parameters
-        said = (f'"{names[k].name}": {v.spoken.rstrip(".。")}' for k, v in self.values.items())
+        """What is thought before the call: its names, with the values as they are said.
+
+        Where the schema lists values they are repeated, and one of them is named: the choice is
+        then among what stands right before it, not in a definition some hundred tokens ago.
+        """
+        said = []
+        for key, value in self.values.items():
+            parameter = self.offered.parameters[key]
+            listed = parameter.form.schema.get("enum")
+            if listed is None:
+                said.append(f'"{parameter.name}": {value.spoken.rstrip(".。")}')
+            else:
+                said.append(f'"{parameter.name}" of {json.dumps(listed)}: {value.json}')
         return ", ".join(said)
 
     @property

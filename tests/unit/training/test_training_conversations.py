@@ -238,15 +238,13 @@ def test_tool_drills_say_names_and_values_of_the_tools_on_offer() -> None:
         if re.search("with the values|Which values do", sample.turns[0].text):
             continue
         for line in sample.last.content.splitlines():
-            name, *quoted = re.findall(r'"([^"]+)"', line)
-            given = dict(re.findall(r'"([^"]+)" = ([^,]+)', line))
+            name, *said = re.findall(r'"([^"]+)"', re.sub(r" of \[.*?\]", "", line))
             properties = shapes[name]["properties"]
-            assert set(given or quoted) <= set(properties)
-            assert set(shapes[name]["required"]) <= set(given or quoted)
-            for parameter, value in given.items():
-                if "enum" in properties[parameter]:
-                    assert value in properties[parameter]["enum"]
-                    num_values += 1
+            assert set(shapes[name]["required"]) <= set(said) <= set(properties)
+            for parameter, listed, value in re.findall(r'"([^"]+)" of (\[.*?\]): ([^,]+)', line):
+                assert json.loads(listed) == properties[parameter]["enum"]
+                assert value in json.loads(listed)
+                num_values += 1
     assert num_values > 50
 
 

@@ -105,7 +105,7 @@ inline void soften_few(float* scores, int64_t num_keys, float* max, float* total
     store(lanes, most);
     for (int r = 0; r < kPitch; ++r) {
         next[r] = r < R ? max[r] : -__builtin_inff();
-        // A NaN stays one.
+        // A NaN may be lost here; the sums keep it.
         for (int i = r; i < kLanes; i += kPitch) next[r] = lanes[i] <= next[r] ? next[r] : lanes[i];
     }
     for (int i = 0; i < kLanes; ++i) {
@@ -170,7 +170,8 @@ void attend_token_of(const HeadKeys& keys, const HeadKeys& next, const QueryRows
         case 3: return attend_few<format, 3>(keys, next, rows, memory);
         case 4: return attend_few<format, 4>(keys, next, rows, memory);
         case 6: return attend_few<format, 6>(keys, next, rows, memory);
-        default: return attend_few<format, 8>(keys, next, rows, memory);
+        case 8: return attend_few<format, 8>(keys, next, rows, memory);
+        default: __builtin_trap();  // not are_few_heads
     }
 }
 
