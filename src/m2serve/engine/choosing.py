@@ -107,12 +107,16 @@ def is_native(sequence: Sequence, vocab_size: int) -> bool:
     if sampling.forced_token_ids is not None:
         return False
     is_greedy = sampling.temperature < GREEDY_TEMPERATURE
-    return is_greedy or 0 < sampling.top_k <= min(MAX_CANDIDATES, vocab_size - 1)
+    return is_greedy or (sampling.top_k > 0 and _are_few(sampling.top_k, vocab_size))
+
+
+def _are_few(top_k: int, vocab_size: int) -> bool:
+    return top_k <= min(MAX_CANDIDATES, vocab_size - 1)
 
 
 def _kind(choice: RowChoice, vocab_size: int) -> str:
     _, _, top_k, top_p, _ = choice
-    if top_k <= min(MAX_CANDIDATES, vocab_size - 1):
+    if _are_few(top_k, vocab_size):
         return "few"
     return "nucleus" if top_p < 1 or top_k < vocab_size else "all"
 

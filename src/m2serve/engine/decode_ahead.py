@@ -78,7 +78,6 @@ class DecodeAhead:
         rows_before = {} if before is None else _rows_by_id(before.step)
         token_ids = [one.token_ids[0] for one in scheduled]
         is_pending = [token_id == PENDING for token_id in token_ids]
-        size = self._block_size
         rows.fill(
             token_ids=token_ids,
             sources=[
@@ -86,9 +85,7 @@ class DecodeAhead:
                 for one, pending in zip(scheduled, is_pending, strict=True)
             ],
             positions=[one.start for one in scheduled],
-            slot_mapping=[
-                one.block_ids[one.start // size] * size + one.start % size for one in scheduled
-            ],
+            slot_mapping=[one.slot(one.start, self._block_size) for one in scheduled],
             block_table=table.put([one.block_ids for one in scheduled]),
             choices=[
                 row_choice(sequences[one.request_id], self._used_vocab_size, pending)

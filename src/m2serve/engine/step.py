@@ -44,6 +44,10 @@ class ScheduledSequence(msgspec.Struct, frozen=True):
     def num_prompt_logits(self) -> int:
         return len(self.prompt_targets)
 
+    def slot(self, position: int, block_size: int) -> int:
+        """Where the cache holds the token of a position."""
+        return self.block_ids[position // block_size] * block_size + position % block_size
+
     @property
     def is_decode(self) -> bool:
         """One token in, one token out."""

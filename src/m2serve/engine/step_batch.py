@@ -64,8 +64,7 @@ class StepBatcher:
         size = self._block_size
         starts = [sequence.start for sequence in step.sequences]
         if query_start_loc[-1] == len(counts):  # a token each, as in most steps
-            found = zip(step.sequences, starts, strict=True)
-            return starts, [one.block_ids[at // size] * size + at % size for one, at in found]
+            return starts, [one.slot(one.start, size) for one in step.sequences]
         owner = np.repeat(np.arange(len(counts)), counts)
         first = np.array(starts) - query_start_loc[:-1]
         positions = np.arange(len(owner)) + first[owner]
