@@ -11,13 +11,12 @@ import argparse
 import http
 import http.client
 import json
-import shutil
-import socket
 import statistics
 import subprocess
 import sys
 import time
-from pathlib import Path
+
+from m2serve.cli.private_server import free_port
 
 _POLL_S = 0.01
 _MOST_S = 120.0
@@ -28,8 +27,7 @@ _REQUEST = json.dumps(
 
 def first_answer_s(command: list[str]) -> float:
     """Raises RuntimeError when the server ends, refuses, or takes too long."""
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        port = free.getsockname()[1]
+    port = free_port()
     start = time.monotonic()
     server = subprocess.Popen(
         [*command, "--port", str(port)], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
@@ -70,10 +68,8 @@ def main() -> None:
     parser.add_argument("model", nargs="?", default="")
     parser.add_argument("--runs", type=int, default=5)
     options = parser.parse_args()
-    m2 = shutil.which("m2", path=str(Path(sys.executable).parent))
-    if m2 is None:
-        parser.error(f"there is no m2 beside {sys.executable}; install the package there")
-    command = [m2, "serve", *([options.model] if options.model else [])]
+    command = [sys.executable, "-m", "m2serve.cli.main", "serve"]
+    command += [options.model] if options.model else []
     seconds = []
     for _ in range(options.runs):
         seconds.append(first_answer_s(command))

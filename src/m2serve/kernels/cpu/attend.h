@@ -190,6 +190,22 @@ struct Tile {
     }
 };
 
+// Calls run(first key, tile, what lies ahead of it) over a range's keys before `last`; behind the range
+// comes `next`.
+template <class Run>
+inline void by_tiles(const HeadKeys& range, const HeadKeys& next, int64_t last, const Run& run) {
+    const int64_t end = range.end < last ? range.end : last;
+    Tile tiles[2];
+    tiles[0].find(range, range.first, end);
+    int now = 0;
+    for (int64_t key = range.first; key < end; key += kTileKeys, now = 1 - now) {
+        Tile& ahead = tiles[1 - now];
+        ahead.find(range, key + kTileKeys, end);
+        if (ahead.count == 0) ahead.find(next, next.first, next.end < last ? next.end : last);
+        run(key, tiles[now], ahead);
+    }
+}
+
 // The scores of the rows from first_row on and the keys of a tile; asks for what lies ahead.
 template <int32_t format>
 inline void score_tile(const Tile& tile, const Tile& ahead, const QueryRows& rows,
@@ -229,15 +245,7 @@ void attend_to(const HeadKeys& range, const HeadKeys& next, const QueryRows& row
     const AttendScratch scratch = attend_scratch(memory, rows.count(), padded);
     const HeadVectors values(cache, cache.values);
     const int64_t last = rows.first_position + rows.num_tokens;
-    const int64_t seen_end = range.end < last ? range.end : last;
-    Tile tiles[2];
-    tiles[0].find(range, range.first, seen_end);
-    int now = 0;
-    for (int64_t key = range.first; key < seen_end; key += kTileKeys, now = 1 - now) {
-        const Tile& tile = tiles[now];
-        Tile& ahead = tiles[1 - now];
-        ahead.find(range, key + kTileKeys, seen_end);
-        if (ahead.count == 0) ahead.find(next, next.first, next.end < last ? next.end : last);
+    by_tiles(range, next, last, [&](int64_t key, const Tile& tile, const Tile& ahead) {
         const int64_t hidden = key - rows.first_position;  // tokens that see none of them
         const int64_t first_row = hidden > 0 ? hidden * rows.heads : 0;
         score_tile<format>(tile, ahead, rows, first_row, scratch);
@@ -262,7 +270,7 @@ void attend_to(const HeadKeys& range, const HeadKeys& next, const QueryRows& row
                     values.bytes, padded, rows.acc + (row + r) * padded);
             });
         });
-    }
+    });
 }
 
 void attend(const HeadKeys& keys, const HeadKeys& next, const QueryRows& rows, void* memory) {

@@ -136,17 +136,9 @@ void attend_few(const HeadKeys& range, const HeadKeys& next, const QueryRows& ro
     const int64_t padded = padded_head(range.cache.head_dim);
     const HeadVectors values(range.cache, range.cache.values);
     const int64_t last = rows.first_position + 1;
-    const int64_t seen_end = range.end < last ? range.end : last;
     alignas(64) float scores[kTileKeys * kPitch];
     alignas(64) float alpha[kLanes];
-    Tile tiles[2];
-    tiles[0].find(range, range.first, seen_end);
-    int now = 0;
-    for (int64_t key = range.first; key < seen_end; key += kTileKeys, now = 1 - now) {
-        const Tile& tile = tiles[now];
-        Tile& ahead = tiles[1 - now];
-        ahead.find(range, key + kTileKeys, seen_end);
-        if (ahead.count == 0) ahead.find(next, next.first, next.end < last ? next.end : last);
+    by_tiles(range, next, last, [&](int64_t, const Tile& tile, const Tile& ahead) {
         score_few<format, R>(tile, ahead, rows, scores);
         if constexpr (format == M2_KV_INT8) scale_few<R>(scores, range.cache.key_scales, tile);
         soften_few<R>(scores, tile.count, rows.max, rows.sum, alpha);
@@ -159,7 +151,7 @@ void attend_few(const HeadKeys& range, const HeadKeys& next, const QueryRows& ro
             weigh_rows<format, kTogether, 1, kPitch>(scores + r, alpha + r, vectors, tile.count,
                                                      values.bytes, padded, rows.acc + r * padded);
         }
-    }
+    });
 }
 
 template <int32_t format>
