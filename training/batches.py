@@ -13,10 +13,12 @@ from pathlib import Path
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 
 from m2serve.chat.tokenizer import Tokenizer
 from training.mixture import STAGES, document_rng, draw_sample
 from training.modeling import Block
+from training.precision import padded_to
 from training.rendering import Document, render_document
 from training.sharing import dealt_out
 from training.split import Split
@@ -24,6 +26,8 @@ from training.split import Split
 DOCUMENTS_A_STEP = 1_000_000  # more than any step has; keeps the numbers of steps apart
 MAX_PADDING = 0.1  # of a block's longest document
 PADDING_ID = 0
+IGNORED = -100  # what torch's cross_entropy leaves out
+SIZE_MULTIPLE = 256
 
 
 @dataclass(frozen=True)
@@ -109,6 +113,22 @@ def make_batch(documents: Sequence[Document]) -> Batch:
         rows=torch.from_numpy(np.concatenate(rows)),
         targets=torch.from_numpy(np.concatenate(targets)),
         document=torch.from_numpy(np.concatenate(owners)),
+    )
+
+
+def in_few_sizes(batch: Batch) -> Batch:
+    """The batch with padding behind it, so that few sizes of matrices occur (`precision.py`): rows
+    that predict nothing have the target IGNORED, and belong to no document (-1)."""
+    num_tokens, num_rows = len(batch.token_ids), len(batch.rows)
+    padding = padded_to(num_tokens, SIZE_MULTIPLE) - num_tokens
+    idle = padded_to(num_rows, SIZE_MULTIPLE) - num_rows
+    return Batch(
+        token_ids=F.pad(batch.token_ids, (0, padding), value=PADDING_ID),
+        is_real=F.pad(batch.is_real, (0, padding)),
+        blocks=(*batch.blocks, Block(1, padding)) if padding else batch.blocks,
+        rows=F.pad(batch.rows, (0, idle)),
+        targets=F.pad(batch.targets, (0, idle), value=IGNORED),
+        document=F.pad(batch.document, (0, idle), value=-1),
     )
 
 

@@ -15,6 +15,8 @@ import torch.nn.functional as F
 from torch import nn
 
 from m2serve.spec.shape import ModelShape
+from training.attention import attend
+from training.precision import ROWS_MULTIPLE, computing_in, fused, is_mixed_on_cpu, padded_to
 
 
 @dataclass(frozen=True)
@@ -34,11 +36,20 @@ class Forward:
 
 
 class MiniatureM2(nn.Module):
-    """The decoder over documents laid end to end; each attends only to itself."""
+    """The decoder over documents laid end to end; each attends only to itself.
 
-    def __init__(self, shape: ModelShape, generator: torch.Generator) -> None:
+    Weights are float32 and products in `compute_dtype`, see `precision.py`.
+    """
+
+    def __init__(
+        self,
+        shape: ModelShape,
+        generator: torch.Generator,
+        compute_dtype: torch.dtype = torch.float32,
+    ) -> None:
         super().__init__()
         self.shape = shape
+        self.compute_dtype = compute_dtype
         hidden = shape.hidden_size
         self.embed_tokens = _normal((shape.vocab_size, hidden), 0.5, generator)
         self.layers = nn.ModuleList(
@@ -66,10 +77,16 @@ class MiniatureM2(nn.Module):
         streams, loads = self.residuals(token_ids_T, blocks, is_real_T)
         return Forward(self.head(streams[-1][logits_rows]), loads)
 
+    @property
+    def wants_few_sizes(self) -> bool:
+        """Whether batches are to be padded to few sizes (`batches.in_few_sizes`)."""
+        return self.norm.device.type == "cpu" and self.compute_dtype == torch.bfloat16
+
     def head(self, x_RH: torch.Tensor) -> torch.Tensor:
         """Float32 logits [R, V] of the residual stream behind the last layer."""
-        normed = rms_norm(x_RH, self.norm, self.shape.rms_norm_eps)
-        return F.linear(normed, self.head_weight()).float()
+        with computing_in(self.compute_dtype, x_RH.device):
+            normed = rms_norm(x_RH, self.norm, self.shape.rms_norm_eps)
+            return F.linear(normed, self.head_weight()).float()
 
     def head_weight(self) -> torch.Tensor:
         """[V, H], what a checkpoint calls `lm_head`: a row of the token's own and one mapped from
@@ -90,10 +107,11 @@ class MiniatureM2(nn.Module):
         rotary = (self.cos[positions], self.sin[positions])
         streams = [F.embedding(token_ids_T, self.embed_tokens)]
         loads = []
-        for layer in self.layers:
-            x_TH, load = layer(streams[-1], blocks, rotary, is_real_T)
-            streams.append(x_TH)
-            loads.append(load)
+        with computing_in(self.compute_dtype, token_ids_T.device):
+            for layer in self.layers:
+                x_TH, load = layer(streams[-1], blocks, rotary, is_real_T)
+                streams.append(x_TH)
+                loads.append(load)
         return streams, torch.stack(loads)
 
 
@@ -141,25 +159,14 @@ class Attention(nn.Module):
         rotary: tuple[torch.Tensor, torch.Tensor],
     ) -> torch.Tensor:
         head_dim, eps = self.shape.head_dim, self.shape.rms_norm_eps
-        q = rms_norm(F.linear(x_TH, self.q_proj), self.q_norm, eps).unflatten(1, (-1, head_dim))
-        k = rms_norm(F.linear(x_TH, self.k_proj), self.k_norm, eps).unflatten(1, (-1, head_dim))
+        prepare = _prepare_fused if is_mixed_on_cpu(x_TH) else _prepare
+        q = prepare(F.linear(x_TH, self.q_proj), self.q_norm, eps, head_dim, *rotary)
+        k = prepare(F.linear(x_TH, self.k_proj), self.k_norm, eps, head_dim, *rotary)
         v = F.linear(x_TH, self.v_proj).unflatten(1, (-1, head_dim))
-        q, k = apply_rotary(q, *rotary), apply_rotary(k, *rotary)
         sizes = [block.count * block.length for block in blocks]
         parts = zip(blocks, q.split(sizes), k.split(sizes), v.split(sizes), strict=True)
-        attended = [_attend(block, *heads) for block, *heads in parts]
+        attended = [attend(*heads, block.count, block.length) for block, *heads in parts]
         return F.linear(torch.cat(attended), self.o_proj)
-
-
-def _attend(
-    block: Block, q_TQD: torch.Tensor, k_TGD: torch.Tensor, v_TGD: torch.Tensor
-) -> torch.Tensor:
-    """Causal attention inside each document of the block, [T, Q * D]."""
-    q, k, v = (
-        x.unflatten(0, (block.count, block.length)).transpose(1, 2) for x in (q_TQD, k_TGD, v_TGD)
-    )
-    out = F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=True)
-    return out.transpose(1, 2).flatten(0, 1).flatten(1)
 
 
 class SparseMoe(nn.Module):
@@ -186,7 +193,8 @@ class SparseMoe(nn.Module):
         weights_Tk, ids_Tk = self.route(x_TH)
         load = torch.zeros(self.gate.shape[0], device=x_TH.device)
         load.index_add_(0, ids_Tk.flatten(), is_real_T.float().repeat_interleave(self.top_k))
-        return self.combine(x_TH, weights_Tk, ids_Tk), load
+        combine = self.combine_padded if is_mixed_on_cpu(x_TH) else self.combine
+        return combine(x_TH, weights_Tk, ids_Tk), load
 
     def route(self, x_TH: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         with torch.autocast(x_TH.device.type, enabled=False):
@@ -213,9 +221,73 @@ class SparseMoe(nn.Module):
         out = torch.zeros(x_TH.shape, dtype=torch.float32, device=x_TH.device)
         return out.index_add(0, token, torch.cat(outputs).float())
 
+    def combine_padded(
+        self, x_TH: torch.Tensor, weights_Tk: torch.Tensor, ids_Tk: torch.Tensor
+    ) -> torch.Tensor:
+        """The same with as many rows for every expert: two products for all. Rows an expert has no
+        token for are the first token's with a weight of zero."""
+        experts = self.gate.shape[0]
+        flat = ids_Tk.flatten()
+        order = flat.argsort(stable=True)
+        counts = torch.bincount(flat, minlength=experts)
+        rows = padded_to(int(counts.max()), ROWS_MULTIPLE)
+        expert = flat[order]
+        place = torch.arange(len(flat)) - (counts.cumsum(0) - counts)[expert] + expert * rows
+        token = flat.new_zeros(experts * rows).index_copy_(0, place, order // self.top_k)
+        scale = weights_Tk.new_zeros(experts * rows)
+        scale = scale.index_copy(0, place, weights_Tk.flatten()[order]).view(experts, rows, 1)
+        x_ERH = x_TH.bfloat16().index_select(0, token).view(experts, rows, -1)
+        up_ERI = torch.bmm(x_ERH, self.w13.flatten(1, 2).transpose(1, 2))
+        y_ERH = torch.bmm(_gated_fused(up_ERI, scale), self.w2.transpose(1, 2))
+        out = torch.zeros(x_TH.shape, dtype=torch.float32)
+        return out.index_add(0, token, y_ERH.flatten(0, 1).float())
+
 
 def rms_norm(x: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:
+    if is_mixed_on_cpu(x):
+        return _rms_norm_fused(x, weight, eps)
     return F.rms_norm(x, (x.shape[-1],), weight.to(x.dtype), eps)
+
+
+@fused
+def _rms_norm_fused(x: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:
+    return _rms_norm_bfloat16(x, weight, eps)
+
+
+def _rms_norm_bfloat16(x: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:
+    x = x.float()
+    return (x * torch.rsqrt(x.square().mean(-1, keepdim=True) + eps) * weight).bfloat16()
+
+
+def _prepare(
+    x_TP: torch.Tensor,
+    weight: torch.Tensor,
+    eps: float,
+    head_dim: int,
+    cos: torch.Tensor,
+    sin: torch.Tensor,
+) -> torch.Tensor:
+    """A projection as normalised and rotated heads."""
+    return apply_rotary(rms_norm(x_TP, weight, eps).unflatten(1, (-1, head_dim)), cos, sin)
+
+
+@fused
+def _prepare_fused(
+    x_TP: torch.Tensor,
+    weight: torch.Tensor,
+    eps: float,
+    head_dim: int,
+    cos: torch.Tensor,
+    sin: torch.Tensor,
+) -> torch.Tensor:
+    heads = _rms_norm_bfloat16(x_TP, weight, eps).unflatten(1, (-1, head_dim))
+    return apply_rotary(heads, cos, sin)
+
+
+@fused
+def _gated_fused(up_ERI: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
+    gate, up = up_ERI.float().chunk(2, -1)
+    return (F.silu(gate) * (up * scale)).bfloat16()
 
 
 def apply_rotary(x_TQD: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:

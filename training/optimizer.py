@@ -42,6 +42,7 @@ class Optimizer:
     """Steps all parameters of a model; `state` holds everything a resumed run needs."""
 
     def __init__(self, model: MiniatureM2) -> None:
+        self._dtype = model.compute_dtype
         named = dict(model.named_parameters())
         self._matrices = {n: p for n, p in named.items() if _is_matrix(n)}
         self._momentum = {n: torch.zeros_like(p) for n, p in self._matrices.items()}
@@ -81,7 +82,7 @@ class Optimizer:
         for names in shapes.values():
             steps = [self._momentum_step(name) for name in names]
             wide = [s if s.shape[1] <= s.shape[2] else s.transpose(1, 2) for s in steps]
-            whitened = orthogonalize(torch.cat(wide)).split([len(s) for s in steps])
+            whitened = orthogonalize(torch.cat(wide), self._dtype).split([len(s) for s in steps])
             for name, update, step in zip(names, whitened, steps, strict=True):
                 p = self._matrices[name]
                 update = update if step.shape[1] <= step.shape[2] else update.transpose(1, 2)
@@ -108,14 +109,14 @@ class Optimizer:
 
 
 @torch.no_grad()
-def orthogonalize(x: torch.Tensor) -> torch.Tensor:
-    """[n, rows, columns] with rows <= columns: singular values go to about 1."""
+def orthogonalize(x: torch.Tensor, dtype: torch.dtype = torch.float32) -> torch.Tensor:
+    """[n, rows, columns] with rows <= columns: singular values go to about 1. In `dtype`."""
     a, b, c = _COEFFICIENTS
-    x = x.to(torch.bfloat16) if x.is_cuda else x.float()
     x = x / (x.flatten(1).norm(dim=1)[:, None, None] + 1e-7)
+    x = x.to(dtype)
     for _ in range(5):
-        square = x @ x.transpose(1, 2)
-        x = a * x + (b * square + c * square @ square) @ x
+        square = torch.bmm(x, x.transpose(1, 2))
+        x = torch.baddbmm(x, torch.baddbmm(square, square, square, beta=b, alpha=c), x, beta=a)
     return x
 
 

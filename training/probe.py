@@ -48,8 +48,7 @@ def probe_documents(tokenizer: Tokenizer, count: int = SAMPLES_A_KIND) -> dict[s
 def score(model: MiniatureM2, kind: str, documents: Sequence[Document]) -> Score:
     device = model.norm.device
     batch = make_batch(documents).to(device)
-    with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):
-        logits = model(batch.token_ids, batch.blocks, batch.rows, batch.is_real).logits
+    logits = model(batch.token_ids, batch.blocks, batch.rows, batch.is_real).logits
     is_right = logits.argmax(1) == batch.targets
     wrong_documents = batch.document[~is_right].unique()
     return Score(

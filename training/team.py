@@ -24,7 +24,7 @@ import torch
 import torch.nn.functional as F
 from torch import multiprocessing
 
-from training.batches import Batch, draw_share, start_worker
+from training.batches import Batch, draw_share, in_few_sizes, start_worker
 from training.memory import keep_freed_memory
 from training.modeling import MiniatureM2
 from training.optimizer import Optimizer, balance_experts, load_summary, update_cost
@@ -130,13 +130,15 @@ class Member:
         if batch is None:
             return
         device = shared.model.norm.device
+        num_tokens, num_predicted = int(batch.is_real.sum()), len(batch.targets)
+        if shared.model.wants_few_sizes:
+            batch = in_few_sizes(batch)
         batch = batch.to(device)
-        with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):
-            result = shared.model(batch.token_ids, batch.blocks, batch.rows, batch.is_real)
+        result = shared.model(batch.token_ids, batch.blocks, batch.rows, batch.is_real)
         loss = F.cross_entropy(result.logits, batch.targets, reduction="sum")
         loss.backward()
         shared.loads[rank] = result.loads
-        sums = (int(batch.is_real.sum()), len(batch.targets), float(loss.detach()), 0.0)
+        sums = (num_tokens, num_predicted, float(loss.detach()), 0.0)
         shared.sums[rank] = torch.tensor(sums, dtype=torch.float64)
 
     def _update(self, factor: float) -> None:

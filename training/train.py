@@ -5,9 +5,10 @@
 
 RUN_FOLDER gets the tokenizer, a checkpoint from which the same command goes on, `log.jsonl` (a
 line a step), `curves.csv` (held-out scores) and at the end `model/`, the folder to serve.
-With --steps, on one machine and with as many --processes, the run is repeatable to the bit however
-often it is interrupted; with --minutes the curriculum follows the clock. With --after the weights,
-optimizer state and tokenizer of another run are the start, and the schedule is entered at --begin.
+With --steps, on one machine and with the same --processes and --precision, the run is repeatable to
+the bit however often it is interrupted; with --minutes the curriculum follows the clock. With
+--after the weights, optimizer state and tokenizer of another run are the start, and the schedule is
+entered at --begin.
 """
 
 from __future__ import annotations
@@ -40,6 +41,7 @@ from training.memory import keep_freed_memory
 from training.mixture import STAGES, stage_at
 from training.modeling import MiniatureM2, num_parameters
 from training.optimizer import Optimizer
+from training.precision import PRECISIONS, fastest_dtype
 from training.probe import append_scores, probe_documents, score
 from training.schedule import Budget, rate_factor
 from training.team import NoRoom, Order, Team
@@ -82,7 +84,7 @@ class Run:
             shutil.copytree(options.after / "tokenizer", folder / "tokenizer")
         self.tokenizer_folder = _ready_tokenizer(folder / "tokenizer", options.seed)
         generator = torch.Generator().manual_seed(options.seed)
-        self.model = MiniatureM2(SHAPE, generator)
+        self.model = MiniatureM2(SHAPE, generator, _compute_dtype(options))
         lay_out_induction(self.model, generator)
         self.model.to(self.device)
         self.optimizer = Optimizer(self.model)
@@ -195,6 +197,7 @@ class Run:
             "step_tokens": self.step_tokens,
             "parameters": num_parameters(SHAPE),
             "device": device,
+            "precision": str(self.model.compute_dtype).removeprefix("torch."),
             "processes": self.num_processes,
             "threads": torch.get_num_threads(),
             "torch": torch.__version__,
@@ -208,6 +211,12 @@ def _ready_tokenizer(folder: Path, seed: int) -> Path:
     if not (folder / "tokenizer.json").is_file():
         write_tokenizer(train_tokenizer(VOCAB_SIZE, NUM_DOCUMENTS, seed), folder)
     return folder
+
+
+def _compute_dtype(options: argparse.Namespace) -> torch.dtype:
+    if options.precision is None:
+        return fastest_dtype(options.device)
+    return PRECISIONS[options.precision]
 
 
 def _num_cores() -> int:
@@ -236,6 +245,7 @@ def main() -> None:
     parser.add_argument("--after", type=Path, help="the folder of a run to start from")
     parser.add_argument("--begin", type=float, default=0.4, help="with --after: progress at start")
     parser.add_argument("--step-tokens", type=int, default=0, help="0: by device")
+    parser.add_argument("--precision", choices=PRECISIONS, help="default: the faster one here")
     parser.add_argument("--processes", type=int, help="default: one a core, at most 4")
     parser.add_argument("--workers", type=int, default=0, help="processes that draw text ahead")
     options = parser.parse_args()

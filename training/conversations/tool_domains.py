@@ -19,12 +19,12 @@ DATA = Path(__file__).with_name("tool_domains.toml")
 
 @dataclass(frozen=True)
 class Wording:
-    """How one language asks and answers; `incomplete` lacks the argument `asked_back` asks for."""
+    """How one language asks and answers; what is `incomplete` lacks what `asked_back` asks for."""
 
     train: tuple[str, ...]
     held_out: tuple[str, ...]
     answer: str
-    incomplete: str
+    incomplete: tuple[str, ...]
     asked_back: str
 
 
@@ -62,7 +62,7 @@ def _wording(spec: Mapping[str, Any]) -> Wording:
         tuple(spec["train"]),
         tuple(spec["held_out"]),
         spec["answer"],
-        spec.get("incomplete", ""),
+        tuple(spec.get("incomplete", ())),
         spec.get("asked_back", ""),
     )
 

@@ -100,7 +100,7 @@ def tool_use(rng: random.Random, split: Split) -> Sample:
     language = rng.choices(("en", "zh"), weights=(6, 4))[0]
     shape = rng.choices(
         (_one, _parallel, _two_kinds, _many, _chain, _none, _question_back, _again, _session),
-        weights=(14, 11, 5, 22, 7, 8, 4, 7, 22),
+        weights=(14, 11, 5, 22, 7, 8, 3, 7, 22),
     )[0]
     return shape(rng, split, language)
 
@@ -295,7 +295,7 @@ def _question_back(rng: random.Random, split: Split, language: str) -> Sample:
     required = {slot: use.values[slot] for slot in offered[0].domain.required}
     use = Use(offered[0], required, offered[0].domain.result(rng, required, language), language)
     wording = offered[0].domain.wording[language]
-    asked, asked_back = wording.incomplete, wording.asked_back
+    asked, asked_back = rng.choice(wording.incomplete), wording.asked_back
     if rng.random() < 0.5:
         return _sample(rng, offered, [User(asked), Assistant(asked_back, _ASK_BACK[language])])
     turns = [User(asked), Assistant(asked_back), User(use.spoken), *_calls([use]), _final([use])]

@@ -1,0 +1,125 @@
+"""The fast bfloat16 path of a CPU computes what the plain one does."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+from test_training_modeling import SMALL, random_model
+from test_training_optimizer import fresh
+
+from m2serve.chat.tokenizer import Tokenizer
+from training import attention, modeling, precision
+from training.batches import IGNORED, SIZE_MULTIPLE, in_few_sizes, make_batch, step_documents
+from training.modeling import MiniatureM2
+from training.optimizer import Optimizer, orthogonalize
+
+
+@pytest.fixture(autouse=True)
+def not_compiled(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(precision, "_has_compiler", lambda: False)
+
+
+def numbers(*shape: int, seed: int = 0) -> torch.Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
+
+
+@pytest.mark.parametrize("length", [1, 31, 32, 45])
+def test_whole_scores_attend_like_torch(length: int) -> None:
+    q, k, v = (numbers(2, heads, length, 16, seed=heads) for heads in (6, 2, 2))
+    expected = F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=True)
+    torch.testing.assert_close(attention._whole(q, k, v), expected, rtol=1e-5, atol=1e-5)
+
+
+def test_a_long_document_attends_like_a_short_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    q, k, v = (numbers(40, heads, 16, seed=heads) for heads in (6, 2, 2))
+    with torch.autocast("cpu", torch.bfloat16):
+        whole = attention.attend(q.bfloat16(), k.bfloat16(), v.bfloat16(), 2, 20)
+        monkeypatch.setattr(attention, "MAX_WHOLE", 19)
+        fused = attention.attend(q.bfloat16(), k.bfloat16(), v.bfloat16(), 2, 20)
+    torch.testing.assert_close(whole, fused, rtol=0.02, atol=0.02)
+
+
+def test_experts_with_as_many_rows_give_the_same() -> None:
+    moe = random_model().layers[0].block_sparse_moe
+    x = numbers(50, SMALL.hidden_size)
+    weights, ids = moe.route(x)
+    ids[:, 0] = 3  # one expert is busy, and some other has no token at all
+    ids[ids == 5] = 6
+    expected = moe.combine(x, weights, ids)
+    with torch.autocast("cpu", torch.bfloat16):
+        got = moe.combine_padded(x, weights, ids)
+    torch.testing.assert_close(got, expected, rtol=0.05, atol=0.03)
+
+
+def test_gradients_are_those_of_float32(tokenizer: Tokenizer) -> None:
+    batch = make_batch(step_documents(0, 0, 0, 1200, tokenizer))
+    padded = in_few_sizes(batch)
+    gradients = []
+    for dtype, used in ((torch.float32, batch), (torch.bfloat16, padded)):
+        model, _ = fresh()
+        with torch.no_grad():  # no weight zero
+            for name, p in sorted(model.named_parameters()):
+                p += 0.05 * numbers(*p.shape, seed=len(name))
+        model.compute_dtype = dtype
+        logits = model(used.token_ids, used.blocks, used.rows, used.is_real).logits
+        F.cross_entropy(logits, used.targets, reduction="sum").backward()
+        gradients.append({n: p.grad for n, p in model.named_parameters()})
+    plain, fast = gradients
+    for name, gradient in plain.items():
+        assert gradient is not None
+        off = float((fast[name] - gradient).norm() / gradient.norm())
+        assert off < 0.15, f"{name}: {off}"
+
+
+def test_padding_changes_no_loss_and_no_load(tokenizer: Tokenizer) -> None:
+    batch = make_batch(step_documents(0, 0, 1, 900, tokenizer))
+    padded = in_few_sizes(batch)
+    assert len(padded.token_ids) % SIZE_MULTIPLE == len(padded.rows) % SIZE_MULTIPLE == 0
+    assert len(padded.token_ids) > len(batch.token_ids)
+    assert int((padded.targets == IGNORED).sum()) == len(padded.rows) - len(batch.rows)
+    model, _ = fresh()
+    results = [model(b.token_ids, b.blocks, b.rows, b.is_real) for b in (batch, padded)]
+    losses = [
+        float(F.cross_entropy(r.logits, b.targets, reduction="sum").detach())
+        for r, b in zip(results, (batch, padded), strict=True)
+    ]
+    assert losses[1] == pytest.approx(losses[0], rel=1e-5)
+    assert torch.equal(results[0].loads, results[1].loads)
+
+
+def test_a_batch_that_fits_is_left_as_it_is(tokenizer: Tokenizer) -> None:
+    padded = in_few_sizes(make_batch(step_documents(0, 0, 1, 900, tokenizer)))
+    again = in_few_sizes(padded)
+    assert again.blocks == padded.blocks
+    assert torch.equal(again.token_ids, padded.token_ids)
+
+
+def test_matrices_are_orthogonalised_in_bfloat16_too() -> None:
+    x = numbers(3, 8, 20)
+    plain, fast = orthogonalize(x), orthogonalize(x, torch.bfloat16)
+    assert fast.dtype == torch.bfloat16
+    assert float((fast.float() - plain).norm() / plain.norm()) < 0.05
+
+
+def test_a_model_learns_in_bfloat16(tokenizer: Tokenizer) -> None:
+    model = MiniatureM2(fresh()[0].shape, torch.Generator().manual_seed(0), torch.bfloat16)
+    assert model.wants_few_sizes
+    optimizer = Optimizer(model)
+    losses = []
+    for step in range(16):
+        batch = in_few_sizes(make_batch(step_documents(0, 0, step, 1200, tokenizer)))
+        logits = model(batch.token_ids, batch.blocks, batch.rows, batch.is_real).logits
+        loss = F.cross_entropy(logits, batch.targets)
+        loss.backward()
+        optimizer.step(1.0)
+        losses.append(float(loss.detach()))
+    assert losses[-1] < losses[0] - 0.4
+    assert all(p.dtype == torch.float32 for p in model.parameters())
+
+
+@pytest.mark.skipif(not precision._has_compiler(), reason="needs g++ or clang++")
+def test_compiled_loops_are_the_functions(monkeypatch: pytest.MonkeyPatch) -> None:
+    x, weight = numbers(64, 32).bfloat16(), 1 + 0.1 * numbers(32, seed=1)
+    plain = modeling._rms_norm_fused(x, weight, 1e-6)
+    monkeypatch.setattr(precision, "_has_compiler", lambda: True)
+    compiled = modeling._rms_norm_fused(x, weight, 1e-6)
+    torch.testing.assert_close(compiled, plain, rtol=0.01, atol=0.01)
