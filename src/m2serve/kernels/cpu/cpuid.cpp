@@ -3,6 +3,12 @@
 
 #include "types.h"
 
+#ifdef M2_HAS_AMX
+#include <cpuid.h>
+#include <sys/syscall.h>
+#include <unistd.h>
+#endif
+
 namespace m2 {
 namespace {
 
@@ -19,11 +25,26 @@ bool has_avx512() {
            __builtin_cpu_supports("avx512vnni") && __builtin_cpu_supports("avx512bf16");
 }
 
+#ifdef M2_HAS_AMX
+// The processor has tiles of bfloat16, and the kernel lets this process keep them.
+bool has_amx() {
+    constexpr unsigned kAmxBf16 = 1u << 22, kAmxTile = 1u << 24;
+    constexpr unsigned long kRequestPermission = 0x1023, kTileData = 18;  // arch_prctl
+    unsigned a = 0, b = 0, c = 0, d = 0;
+    if (!__get_cpuid_count(7, 0, &a, &b, &c, &d)) return false;
+    if ((d & kAmxBf16) == 0 || (d & kAmxTile) == 0) return false;
+    return syscall(SYS_arch_prctl, kRequestPermission, kTileData) == 0;
+}
+#endif
+
 const Kernels* choose() {
     const char* forced = std::getenv("M2_CPU_ISA");
     const auto allowed = [forced](const char* name) {
         return !forced || std::strcmp(forced, name) == 0;
     };
+#ifdef M2_HAS_AMX
+    if (allowed("amx") && has_avx512() && has_amx()) return amx_kernels();
+#endif
     if (allowed("avx512") && has_avx512()) return avx512_kernels();
     if (allowed("avx2") && has_avx2()) return avx2_kernels();
     return nullptr;

@@ -17,6 +17,7 @@ namespace {
 
 constexpr int8_t kE2m1Twice[16] = {0, 1, 2, 3, 4, 6, 8, 12, 0, -1, -2, -3, -4, -6, -8, -12};
 constexpr int8_t kE2m1Shifted[16] = {12, 13, 14, 15, 16, 18, 20, 24, 12, 11, 10, 9, 8, 6, 4, 0};
+constexpr int kMostNvfp4 = 24;
 constexpr int8_t kLess8[16] = {-8, -7, -6, -5, -4, -3, -2, -1, 0, 1, 2, 3, 4, 5, 6, 7};
 
 // Entries of a row, each for some columns; `end` is that of the whole matrix, up to which one may
@@ -60,7 +61,7 @@ inline F lane_floats(int32_t type, const void* from) {
 struct Nvfp4 {
     static constexpr int kGroup = 16;
     static constexpr int kScaleBytes = 1;
-    static constexpr int kMostCode = 24;  // unsigned
+    static constexpr int kMostCode = kMostNvfp4;  // unsigned
     static constexpr float kZero = 0, kInt8Zero = 12;
     static F lane_scales(const uint8_t* from) { return e4m3_floats(from); }
     static F scales(const Row& row, int64_t first, int count) {

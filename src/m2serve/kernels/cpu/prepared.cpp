@@ -76,6 +76,9 @@ RowBytes row_bytes(const m2_weight& weight) {
 }
 
 ActivationKind kind_for(const m2_weight& weight, m2_activation activation, int64_t rows) {
+    const int64_t tiles_from = best_kernels()->tiles_from;
+    const bool has_tiles = tiles_from > 0 && rows >= tiles_from && weight.format != M2_F32;
+    if (has_tiles && activation != M2_ACTIVATION_FLOAT) return ActivationKind::kTiles;
     if (weight.interleaved) return ActivationKind::kInt8;
     const bool rounds = activation != M2_ACTIVATION_FLOAT && weight.format != M2_F32;
     return rounds && rows >= kBf16From && best_kernels()->has_bf16 ? ActivationKind::kBf16
@@ -98,7 +101,7 @@ Activations make_activations(const m2_weight& weight, ActivationKind kind, int64
     x.group = weight.format == M2_NVFP4 ? 16 : 32;
     x.columns = weight.columns;
     x.padded = round_up(weight.columns, kPad);
-    const int64_t size = kind == ActivationKind::kFloat ? 4 : kind == ActivationKind::kBf16 ? 2 : 1;
+    const int64_t size = kind == ActivationKind::kFloat ? 4 : kind == ActivationKind::kInt8 ? 1 : 2;
     const int64_t values = num_rows * x.padded * size;
     const int64_t groups = num_rows * (x.padded / x.group);
     auto* memory = static_cast<uint8_t*>(workspace.get(values + 2 * groups * 4));

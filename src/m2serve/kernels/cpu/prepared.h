@@ -10,7 +10,7 @@ namespace m2 {
 Matrix matrix_of(const m2_weight& weight, int64_t index);
 
 // The form `activation` takes for this weight when about `rows` rows meet each of its matrices; of
-// interleaved weights always int8.
+// interleaved weights int8, or bfloat16 in tiles.
 ActivationKind kind_for(const m2_weight& weight, m2_activation activation, int64_t rows);
 
 // Whether one set of activations serves both weights.

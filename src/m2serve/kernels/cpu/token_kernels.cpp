@@ -4,7 +4,7 @@ namespace m2 {
 
 const TokenKernels* best_token_kernels() {
     static const TokenKernels* const best =
-        best_kernels() == avx512_kernels() ? avx512_token_kernels() : avx2_token_kernels();
+        best_kernels() == avx2_kernels() ? avx2_token_kernels() : avx512_token_kernels();
     return best;
 }
 

@@ -19,7 +19,8 @@ enum m2_format : int32_t {
 // What the activations become before they are multiplied. FLOAT: float32, products with the exact
 // weights. BF16: bfloat16 on a machine that multiplies it and where rows are many enough to gain,
 // otherwise as FLOAT. INT8: int8 with a scale for every 16 (NVFP4) or 32 values, for formats with
-// an integer code whose rows are interleaved; otherwise as BF16.
+// an integer code whose rows are interleaved; otherwise as BF16. Many rows on a machine with AMX are
+// always as BF16: its tiles have no scales inside a sum, and lose less.
 enum m2_activation : int32_t {
     M2_ACTIVATION_FLOAT = 0,
     M2_ACTIVATION_BF16 = 1,
@@ -62,7 +63,8 @@ struct Matrix {
     bool interleaved;
 };
 
-enum class ActivationKind : int32_t { kFloat, kBf16, kInt8 };
+// kTiles: bfloat16 in the order of the columns, for tile registers.
+enum class ActivationKind : int32_t { kFloat, kBf16, kInt8, kTiles };
 
 // Activations as the kernels want them: padded with zeros, permuted to the order in which the
 // format's bytes unfold (int8 of four-bit formats: of every eight columns the even ones first).
@@ -81,6 +83,7 @@ struct Activations {
 struct Kernels {
     const char* name;
     bool has_bf16;
+    int64_t tiles_from;  // rows from which activations are kTiles; 0: never
     int lanes;  // rows of a slab of interleaved weights
     // Row `row` of the activations from `columns` float32 values. Needs no scratch.
     void (*prepare_row)(const Matrix&, const Activations&, int64_t row, const float* x);
@@ -94,7 +97,10 @@ struct Kernels {
 };
 
 const Kernels* avx2_kernels();
-const Kernels* avx512_kernels();  // null when built without
-const Kernels* best_kernels();    // null when the machine has neither; M2_CPU_ISA may force one
+const Kernels* avx512_kernels();
+#ifdef M2_HAS_AMX
+const Kernels* amx_kernels();
+#endif
+const Kernels* best_kernels();  // null when the machine has none; M2_CPU_ISA may force one
 
 }  // namespace m2

@@ -1,0 +1,54 @@
+// The kernels for AMX with bfloat16: those of AVX-512, and for many rows of activations the tile
+// registers.
+#define M2_ISA amx
+#define M2_HAS_BF16_DOT
+#include "simd_avx512.h"
+// after simd_avx512.h
+#include <algorithm>
+
+#include "tiles_matmul.h"
+
+namespace m2 {
+namespace M2_ISA {
+namespace {
+
+// From so many rows a matrix on the tiles are faster than the vectors.
+constexpr int64_t kTilesFrom = 16;
+
+void prepare_row(const Matrix& w, const Activations& x, int64_t row, const float* from) {
+    if (x.kind != ActivationKind::kTiles) return avx512_kernels()->prepare_row(w, x, row, from);
+    auto* to = static_cast<uint16_t*>(x.values) + row * x.padded;
+    for (int64_t k = 0; k < x.padded; k += kTileColumns) {
+        const auto half = [&](int64_t at) {
+            const int64_t left = std::clamp<int64_t>(x.columns - at, 0, kLanes);
+            return _mm512_maskz_loadu_ps(static_cast<__mmask16>((1u << left) - 1), from + at);
+        };
+        store_bytes(to + k, row_of_floats(half(k), half(k + kLanes)));
+    }
+}
+
+void matmul(const Matrix& w, int64_t n0, int64_t n1, const Activations& x, const int32_t* tokens,
+            int64_t num_tokens, float* c, int64_t ldc, void* scratch) {
+    if (x.kind != ActivationKind::kTiles) {
+        return avx512_kernels()->matmul(w, n0, n1, x, tokens, num_tokens, c, ldc, scratch);
+    }
+    tiled_matmul({w, n0, n1, x, tokens, num_tokens, c, ldc, scratch});
+}
+
+}  // namespace
+}  // namespace M2_ISA
+
+const Kernels* amx_kernels() {
+    static const Kernels kernels = [] {
+        Kernels all = *avx512_kernels();
+        all.name = "amx";
+        all.tiles_from = M2_ISA::kTilesFrom;
+        all.prepare_row = M2_ISA::prepare_row;
+        all.matmul = M2_ISA::matmul;
+        all.scratch_bytes =
+            std::max<int64_t>(all.scratch_bytes, sizeof(M2_ISA::TileScratch));
+        return all;
+    }();
+    return &kernels;
+}
+}  // namespace m2

@@ -1,0 +1,200 @@
+// The product of many rows in the tile registers of AMX: bfloat16 activations in the order of the
+// columns against weights of any format, which become bfloat16 a panel at a time.
+//
+// Two by two tiles of results stay in registers while the columns of a panel pass; what a panel
+// gives is added to the results in memory.
+#pragma once
+
+#include "tiles_expand.h"
+
+namespace m2::M2_ISA {
+namespace {
+
+constexpr int64_t kBlockTokens = 16;
+constexpr int64_t kPanelColumns = 512;   // both slabs of a panel stay in the first cache
+constexpr int64_t kPanelSteps = kPanelColumns / kTileColumns;
+constexpr int64_t kSliceTokens = 512;    // whose columns of a panel stay in the second
+constexpr int64_t kSliceBlocks = kSliceTokens / kBlockTokens;
+
+struct TileScratch {
+    alignas(64) I weights[2][kPanelSteps][kTilePairs];
+    alignas(64) float sums[2][2][kBlockTokens][kLanes];  // [tokens, rows, token, row]
+    alignas(64) uint8_t activations[kSliceBlocks][kPanelSteps][kTileBytes];
+};
+
+// All eight registers: 16 rows of 64 bytes.
+inline void configure_tiles() {
+    struct alignas(64) Config {
+        uint8_t palette = 1, start_row = 0, reserved[14] = {};
+        uint16_t row_bytes[16] = {};
+        uint8_t rows[16] = {};
+    };
+    static const Config config = [] {
+        Config all;
+        for (int i = 0; i < 8; ++i) {
+            all.row_bytes[i] = kBytes;
+            all.rows[i] = 16;
+        }
+        return all;
+    }();
+    _tile_loadconfig(&config);
+}
+
+// 16 tokens' columns of a panel: a tile every `step` bytes, whose rows are `stride` bytes apart.
+struct Block {
+    const uint8_t* first;
+    int64_t step, stride;
+};
+
+template <int num_blocks>
+inline void tile_product(const Block* x, const I (*weights)[kPanelSteps][kTilePairs],
+                         int64_t steps, float (*sums)[2][kBlockTokens][kLanes]) {
+    _tile_zero(0);
+    _tile_zero(1);
+    if constexpr (num_blocks == 2) {
+        _tile_zero(2);
+        _tile_zero(3);
+    }
+    for (int64_t s = 0; s < steps; ++s) {
+        _tile_loadd(6, weights[0][s], kBytes);
+        _tile_loadd(7, weights[1][s], kBytes);
+        _tile_loadd(4, x[0].first + s * x[0].step, x[0].stride);
+        _tile_dpbf16ps(0, 4, 6);
+        _tile_dpbf16ps(1, 4, 7);
+        if constexpr (num_blocks == 2) {
+            _tile_loadd(5, x[1].first + s * x[1].step, x[1].stride);
+            _tile_dpbf16ps(2, 5, 6);
+            _tile_dpbf16ps(3, 5, 7);
+        }
+    }
+    _tile_stored(0, sums[0][0], kBytes);
+    _tile_stored(1, sums[0][1], kBytes);
+    if constexpr (num_blocks == 2) {
+        _tile_stored(2, sums[1][0], kBytes);
+        _tile_stored(3, sums[1][1], kBytes);
+    }
+}
+
+inline const uint8_t* tile_activations(const Task& task, int64_t m, int64_t k) {
+    const auto* values = static_cast<const uint16_t*>(task.x.values);
+    return reinterpret_cast<const uint8_t*>(values + task.token(m) * task.x.padded + k);
+}
+
+// Tokens m.. of m1: where they lie, if 16 of them lie one after the other, else copied together.
+inline Block block_of(const Task& task, int64_t m, int64_t m1, int64_t k, int64_t steps,
+                      uint8_t (*room)[kTileBytes]) {
+    const int64_t stride = task.x.padded * 2;
+    const bool is_whole = m1 - m >= kBlockTokens;
+    if (is_whole && task.token(m + kBlockTokens - 1) - task.token(m) == kBlockTokens - 1) {
+        bool follow = true;
+        for (int64_t i = 1; task.tokens && i < kBlockTokens; ++i) {
+            follow = follow && task.tokens[m + i] == task.tokens[m] + i;
+        }
+        if (follow) return {tile_activations(task, m, k), kBytes, stride};
+    }
+    for (int64_t i = 0; i < kBlockTokens; ++i) {
+        const uint8_t* from = m + i < m1 ? tile_activations(task, m + i, k) : nullptr;
+        for (int64_t s = 0; s < steps; ++s) {
+            const I values = from ? load_bytes(from + s * kBytes) : no_integers();
+            store_bytes(room[s] + i * kBytes, values);
+        }
+    }
+    return {room[0], kTileBytes, kBytes};
+}
+
+// What becomes of the sums of a panel: added to those of the panels before, the last one scaled.
+struct Finish {
+    bool is_first, is_last;
+};
+inline void add_tile(const Task& task, int64_t m, int64_t m1, int64_t n, const Finish& finish,
+                     const float (*sums)[kLanes]) {
+    if (n >= task.n1) return;
+    const F factor = tile_factor(task, n);
+    const int64_t rows = std::min<int64_t>(kLanes, task.n1 - n);
+    const auto there = static_cast<__mmask16>((1u << rows) - 1);
+    for (int64_t i = 0; i < kBlockTokens && m + i < m1; ++i) {
+        float* to = task.out(m + i, n);
+        F sum = load(sums[i]);
+        if (!finish.is_first) sum = add(sum, _mm512_maskz_loadu_ps(there, to));
+        _mm512_mask_storeu_ps(to, there, finish.is_last ? mul(sum, factor) : sum);
+    }
+}
+
+template <class Tiles>
+void panel(const Task& task, int64_t m0, int64_t m1, int64_t k, TileScratch& scratch) {
+    const int64_t columns = std::min(kPanelColumns, task.w.columns - k);
+    const int64_t steps = (columns + kTileColumns - 1) / kTileColumns;
+    const Finish finish{k == 0, k + kPanelColumns >= task.w.columns};
+    const int64_t blocks = (m1 - m0 + kBlockTokens - 1) / kBlockTokens;
+    Block x[kSliceBlocks];
+    for (int64_t b = 0; b < blocks; ++b) {
+        x[b] = block_of(task, m0 + b * kBlockTokens, m1, k, steps, scratch.activations[b]);
+    }
+    for (int64_t n = task.n0; n < task.n1; n += 2 * kLanes) {
+        for (int s = 0; s < 2; ++s) {
+            // A second slab that is not there is computed from what is left of another, not kept.
+            if (n + s * kLanes >= task.n1) break;
+            for (int64_t step = 0; step < steps; ++step) {
+                Tiles::expand(task, n + s * kLanes, k + step * kTileColumns,
+                              scratch.weights[s][step]);
+            }
+        }
+        for (int64_t b = 0; b < blocks; b += 2) {
+            const int64_t m = m0 + b * kBlockTokens;
+            const bool both = b + 1 < blocks;
+            (both ? tile_product<2> : tile_product<1>)(x + b, scratch.weights, steps, scratch.sums);
+            for (int t = 0; t < (both ? 2 : 1); ++t) {
+                for (int s = 0; s < 2; ++s) {
+                    add_tile(task, m + t * kBlockTokens, m1, n + s * kLanes, finish,
+                             scratch.sums[t][s]);
+                }
+            }
+        }
+    }
+}
+
+template <class Tiles>
+void tiles(const Task& task) {
+    auto& scratch = *static_cast<TileScratch*>(task.scratch);
+    configure_tiles();
+    for (int64_t m0 = 0; m0 < task.num_tokens; m0 += kSliceTokens) {
+        const int64_t m1 = std::min(task.num_tokens, m0 + kSliceTokens);
+        int64_t k = 0;
+        do {  // once also for no columns at all: the sums are 0 then
+            panel<Tiles>(task, m0, m1, k, scratch);
+            k += kPanelColumns;
+        } while (k < task.w.columns);
+    }
+    _tile_release();
+}
+
+template <class Format>
+void four_bit_tiles(const Task& task) {
+    return task.w.interleaved ? tiles<NibbleTiles<Format>>(task)
+                              : tiles<RowTiles<NibbleRow<Format>>>(task);
+}
+template <int kind>
+void int4_tiles(const Task& task) {
+    return task.w.zero_point ? four_bit_tiles<Int4<kind, true>>(task)
+                             : four_bit_tiles<Int4<kind, false>>(task);
+}
+
+void tiled_matmul(const Task& task) {
+    switch (task.w.format) {
+        case M2_BF16: return tiles<RowTiles<Bf16Row>>(task);
+        case M2_F16: return tiles<RowTiles<F16Row>>(task);
+        case M2_FP8_BLOCK: return tiles<RowTiles<Fp8Row>>(task);
+        case M2_NVFP4: return four_bit_tiles<Nvfp4>(task);
+        case M2_MXFP4: return four_bit_tiles<Mxfp4>(task);
+        case M2_INT4:
+            if (task.w.scale_type == M2_BF16) return int4_tiles<M2_BF16>(task);
+            return task.w.scale_type == M2_F16 ? int4_tiles<M2_F16>(task)
+                                               : int4_tiles<M2_F32>(task);
+        case M2_INT8:
+            return task.w.interleaved ? tiles<ByteTiles>(task) : tiles<RowTiles<Int8Row>>(task);
+        default: return;  // float32 meets float activations only
+    }
+}
+
+}  // namespace
+}  // namespace m2::M2_ISA
