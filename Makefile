@@ -28,11 +28,12 @@ serve: $(STAMP)  ## install, then serve the built-in miniature
 test: lint  ## install, then run every check that fits in a quarter of an hour
 	$(BIN)/python -m pytest -m "not slow and not gpu and not integration"
 
-test-paths: $(STAMP)  ## the serving tests on the AVX2 kernels and on PyTorch, whatever this CPU has
-	for isa in avx2 none; do \
+test-paths: $(STAMP)  ## the serving and kernel tests on AVX-512, AVX2 and PyTorch, whatever this CPU has
+	for isa in avx512 avx2 none; do \
 	  echo "M2_CPU_ISA=$$isa"; \
 	  M2_CPU_ISA=$$isa $(BIN)/python -m pytest -m "not slow and not gpu and not integration" \
-	    tests/server tests/unit/engine tests/unit/model tests/unit/kernels || exit 1; \
+	    tests/server tests/parity tests/unit/engine tests/unit/model tests/unit/kernels \
+	    || exit 1; \
 	done
 
 sanitize: $(STAMP)  ## the CPU kernels under the address, undefined-behaviour and thread sanitizers

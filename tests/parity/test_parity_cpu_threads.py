@@ -114,7 +114,7 @@ def test_slabs_are_never_cut(library: CpuLibrary, format: str) -> None:
     matmul = CpuMatmul(library, "int8")
     for rows in (16, 48, 256, 1040):
         weight = make_weight(format, rows, 512)
-        for num_tokens in (1, 20):
+        for num_tokens in (1, 13):  # with AMX more are no int8
             x = torch.randn(num_tokens, 512)
             y = same_with_any_threads(lambda: matmul.linear(x, weight))  # noqa: B023
             rounded = rounded_to_int8(x, 16 if format == "nvfp4" else 32)

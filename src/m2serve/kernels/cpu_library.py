@@ -3,9 +3,8 @@
 CMake puts it beside the sources it is made of. Without a compiler at install, or on a CPU without
 AVX2, there is none, and PyTorch computes.
 
-The kernels are written for AVX2 and for AVX-512 with VNNI and BF16. There are none for AMX, whose
-tiles would speed up long prompts on Xeons from Sapphire Rapids on: no machine with it was there to
-test them on, and nothing emulates it as SIMDe does AVX-512. Such a Xeon runs the AVX-512 kernels.
+The kernels are written for AVX2, for AVX-512 with VNNI and BF16, and for AMX with BF16: the AVX-512
+kernels, with tile registers for matrix products of many rows.
 """
 
 from __future__ import annotations
@@ -32,7 +31,7 @@ ABI = 2
 @dataclass(frozen=True)
 class CpuLibrary:
     path: Path
-    isa: str  # avx512 or avx2
+    isa: str  # amx, avx512 or avx2
     functions: ctypes.CDLL
     nodes: tuple[NumaNode, ...] = ()
 
@@ -74,9 +73,9 @@ def _seats(nodes: tuple[NumaNode, ...], num_threads: int) -> tuple[object, ...]:
 def load_cpu_library() -> CpuLibrary | None:
     """None where there is no library, or none for this CPU; `M2_CPU_ISA=none` asks for that.
 
-    `M2_CPU_ISA=avx2` or `avx512` allows that one only. `M2_CPU_LIBRARY` is the path of a library
-    to load instead of the installed one. Both are read once; raises UsageError for a value that is
-    neither an instruction set nor a library.
+    `M2_CPU_ISA=avx2`, `avx512` or `amx` allows that one only. `M2_CPU_LIBRARY` is the path of a
+    library to load instead of the installed one. Both are read once; raises UsageError for a value
+    that is neither an instruction set nor a library.
     """
     isa_asked = os.environ.get("M2_CPU_ISA")
     if isa_asked is not None and isa_asked not in _ISAS:

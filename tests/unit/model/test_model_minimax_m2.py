@@ -56,11 +56,14 @@ def forward(model: MiniMaxM2, batch: ForwardBatch, cache: KVCache) -> torch.Tens
 
 
 def test_only_the_rows_asked_for_get_logits_and_in_that_order(model: MiniMaxM2) -> None:
-    every = forward(model, one_sequence(IDS, 0, list(range(9))), empty_cache(model))
+    """Few rows of the head keep float activations where many are rounded to bfloat16."""
+    cache = empty_cache(model)
+    every = forward(model, one_sequence(IDS, 0, list(range(9))), cache)
     some = forward(model, one_sequence(IDS, 0, [8, 0, 3]), empty_cache(model))
     assert every.dtype == some.dtype == torch.float32
     assert every.shape == (9, model.shape.vocab_size)
-    assert torch.allclose(some, every[[8, 0, 3]], rtol=1e-3, atol=1e-3)
+    tolerance = 1e-3 if cache.keys.dtype == torch.float32 else 2e-2
+    assert torch.allclose(some, every[[8, 0, 3]], rtol=tolerance, atol=tolerance)
     assert some.argmax(-1).tolist() == every[[8, 0, 3]].argmax(-1).tolist()
 
 

@@ -1,5 +1,6 @@
 #include <algorithm>
 #include <cstring>
+#include <numeric>
 #include <vector>
 
 #include "linear.h"
@@ -11,8 +12,8 @@ namespace {
 
 // More tokens are computed in slices, which bounds the memory of what lies between the products.
 constexpr int64_t kTokensAtOnce = 1024;
-// With so few rows an expert, a chunk of the second product is over in microseconds, and reads of
-// every expert a piece: long pieces are worth more than even ends.
+// With so few rows an expert, and with tiles, a chunk of the second product is over in microseconds,
+// and reads of every expert a piece: long pieces are worth more than even ends.
 constexpr int64_t kFewRows = 4;
 constexpr int64_t kLongChunksPerThread = 2;
 
@@ -20,15 +21,18 @@ constexpr int64_t kLongChunksPerThread = 2;
 struct Routing {
     std::vector<int32_t> tokens;  // of every pair
     std::vector<float> weights;
+    std::vector<int32_t> pairs;   // 0, 1, 2, ...
     std::vector<int32_t> hit;     // experts with at least one pair
     std::vector<int64_t> starts;  // first pair of every hit expert, and the end
     int64_t most_pairs;           // of an expert; above the tokens where one names it twice
 
     void sort(const int64_t* ids, const float* scores, int64_t num_tokens, int64_t top_k,
               int64_t num_experts) {
-        const int64_t pairs = num_tokens * top_k;
+        const int64_t num_pairs = num_tokens * top_k;
+        pairs.resize(static_cast<size_t>(num_pairs));
+        std::iota(pairs.begin(), pairs.end(), 0);
         next_.assign(static_cast<size_t>(num_experts) + 1, 0);
-        for (int64_t i = 0; i < pairs; ++i) ++next_[static_cast<size_t>(ids[i]) + 1];
+        for (int64_t i = 0; i < num_pairs; ++i) ++next_[static_cast<size_t>(ids[i]) + 1];
         most_pairs = *std::max_element(next_.begin(), next_.end());
         hit.clear();
         starts.clear();
@@ -39,10 +43,10 @@ struct Routing {
             }
             next_[e + 1] += next_[e];
         }
-        starts.push_back(pairs);
-        tokens.resize(static_cast<size_t>(pairs));
-        weights.resize(static_cast<size_t>(pairs));
-        for (int64_t i = 0; i < pairs; ++i) {
+        starts.push_back(num_pairs);
+        tokens.resize(static_cast<size_t>(num_pairs));
+        weights.resize(static_cast<size_t>(num_pairs));
+        for (int64_t i = 0; i < num_pairs; ++i) {
             const auto at = static_cast<size_t>(next_[ids[i]]++);
             tokens[at] = static_cast<int32_t>(i / top_k);
             weights[at] = scores[i];
@@ -62,6 +66,10 @@ struct Pass {
     float* between;  // [pairs, I]
     float* y;        // [tokens, H]
 
+    // Where the activations of a pair are: tiles want those of an expert one after the other.
+    const int32_t* rows_of_x() const {
+        return x.kind == ActivationKind::kTiles ? routing.pairs.data() : routing.tokens.data();
+    }
     int64_t num_hit() const { return static_cast<int64_t>(routing.hit.size()); }
 };
 
@@ -79,7 +87,7 @@ void gate_and_up(const Pass& pass, int64_t hit, int64_t n0, int64_t n1) {
     Scratch& scratch = scratch_of_thread();
     const int64_t first = pass.routing.starts[hit], count = pass.routing.starts[hit + 1] - first;
     const int64_t width = pass.w13.rows, size = n1 - n0;
-    const int32_t* tokens = pass.routing.tokens.data() + first;
+    const int32_t* tokens = pass.rows_of_x() + first;
     void* kernel = scratch.kernel.get(run.scratch_bytes);
     auto* up = static_cast<float*>(scratch.rows.get(count * size * 4));
     float* gate = pass.between + first * width + n0;
@@ -101,13 +109,10 @@ void down(const Pass& pass, int64_t num_tokens, int64_t n0, int64_t n1) {
     for (int64_t t = 0; t < num_tokens; ++t) {
         std::memset(pass.y + t * width + n0, 0, static_cast<size_t>(size) * 4);
     }
-    thread_local std::vector<int32_t> pairs;
     for (int64_t hit = 0; hit < pass.num_hit(); ++hit) {
         const int64_t first = pass.routing.starts[hit], end = pass.routing.starts[hit + 1];
-        pairs.clear();
-        for (int64_t pair = first; pair < end; ++pair) pairs.push_back(static_cast<int32_t>(pair));
-        run.matmul(matrix_of(pass.w2, pass.routing.hit[hit]), n0, n1, pass.hidden, pairs.data(),
-                   end - first, part, size, kernel);
+        run.matmul(matrix_of(pass.w2, pass.routing.hit[hit]), n0, n1, pass.hidden,
+                   pass.routing.pairs.data() + first, end - first, part, size, kernel);
         for (int64_t pair = first; pair < end; ++pair) {
             const float weight = pass.routing.weights[pair];
             const float* from = part + (pair - first) * size;
@@ -126,14 +131,20 @@ void slice(const m2_weight& w13, const m2_weight& w2, const float* x, const floa
     const int64_t num_hit = static_cast<int64_t>(routing.hit.size());
     const int64_t pairs = num_tokens * top_k;
     const int64_t rows = pairs / std::max<int64_t>(1, num_hit);
+    const ActivationKind kind = kind_for(w13, activation, rows);
+    const bool tiles = kind == ActivationKind::kTiles;
     Pass pass{w13,
               w2,
               routing,
-              make_activations(w13, kind_for(w13, activation, rows), num_tokens, for_x),
+              make_activations(w13, kind, tiles ? pairs : num_tokens, for_x),
               make_activations(w2, kind_for(w2, activation, rows), pairs, for_hidden),
               static_cast<float*>(for_between.get(pairs * w13.rows * 4)),
               y};
-    prepare(w13, pass.x, num_tokens, x);
+    if (tiles) {
+        prepare(w13, pass.x, pairs, x, routing.tokens.data());
+    } else {
+        prepare(w13, pass.x, num_tokens, x);
+    }
     const Seating& seats = seating();
     int64_t chunks[kMaxNodes];
     const int64_t least13 = least_rows(w13), least2 = least_rows(w2);
@@ -148,7 +159,8 @@ void slice(const m2_weight& w13, const m2_weight& w2, const float* x, const floa
         gate_and_up(pass, chunk / blocks(node), rows.begin, rows.end);
     });
     prepare(w2, pass.hidden, pairs, pass.between);
-    const int64_t per_thread = rows <= kFewRows ? kLongChunksPerThread : kChunksPerThread;
+    const bool long_chunks = rows <= kFewRows || tiles;
+    const int64_t per_thread = long_chunks ? kLongChunksPerThread : kChunksPerThread;
     const int64_t columns = rows_per_chunk(w2.rows, seats.num_threads(), least2, per_thread);
     for (int node = 0; node < seats.num_nodes; ++node) {
         chunks[node] = num_chunks(rows_of_node(w2.rows, seats, node, least2), columns);

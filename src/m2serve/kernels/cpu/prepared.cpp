@@ -11,6 +11,8 @@ namespace {
 constexpr int64_t kBf16From = 5;
 // Numbers that are prepared before another thread would have begun to help.
 constexpr int64_t kAloneBelow = 4096;
+// Of a tile of activations (tiles_matmul.h).
+constexpr int64_t kTileRows = 16, kTileColumns = 32;
 
 int64_t round_up(int64_t value, int64_t to) { return (value + to - 1) / to * to; }
 
@@ -100,7 +102,11 @@ Activations make_activations(const m2_weight& weight, ActivationKind kind, int64
     x.kind = kind;
     x.group = weight.format == M2_NVFP4 ? 16 : 32;
     x.columns = weight.columns;
-    x.padded = round_up(weight.columns, kPad);
+    const bool tiles = kind == ActivationKind::kTiles;
+    // An odd number of cache lines: the rows of a tile do not all map to the same few.
+    x.padded = tiles ? round_up(weight.columns, 2 * kTileColumns) + kTileColumns
+                     : round_up(weight.columns, kPad);
+    if (tiles) num_rows += kTileRows - 1;
     const int64_t size = kind == ActivationKind::kFloat ? 4 : kind == ActivationKind::kInt8 ? 1 : 2;
     const int64_t values = num_rows * x.padded * size;
     const int64_t groups = num_rows * (x.padded / x.group);
@@ -112,10 +118,11 @@ Activations make_activations(const m2_weight& weight, ActivationKind kind, int64
 }
 
 void prepare(const m2_weight& weight, const Activations& activations, int64_t num_rows,
-             const float* x) {
+             const float* x, const int32_t* rows) {
     const Matrix any = matrix_of(weight, 0);
     const auto prepare_row = [&](int64_t row, int) {
-        best_kernels()->prepare_row(any, activations, row, x + row * weight.columns);
+        const int64_t from = rows ? rows[row] : row;
+        best_kernels()->prepare_row(any, activations, row, x + from * weight.columns);
     };
     if (num_rows * weight.columns < kAloneBelow) {
         for (int64_t row = 0; row < num_rows; ++row) prepare_row(row, 0);

@@ -30,8 +30,9 @@ int64_t least_rows(const m2_weight& weight);
 Activations make_activations(const m2_weight& weight, ActivationKind kind, int64_t num_rows,
                              Workspace& workspace);
 
-// Fills all of them from x [num_rows, columns]; by the caller alone where that is faster.
+// Fills row i from row rows[i] of x [.., columns], i if null; by the caller alone where that is
+// faster.
 void prepare(const m2_weight& weight, const Activations& activations, int64_t num_rows,
-             const float* x);
+             const float* x, const int32_t* rows = nullptr);
 
 }  // namespace m2

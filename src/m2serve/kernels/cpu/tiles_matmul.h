@@ -1,5 +1,6 @@
 // The product of many rows in the tile registers of AMX: bfloat16 activations in the order of the
-// columns against weights of any format, which become bfloat16 a panel at a time.
+// columns against weights of any format, which become bfloat16 a panel at a time. The rows of
+// activations a task names follow one another, and behind the last there is memory for a whole tile.
 //
 // Two by two tiles of results stay in registers while the columns of a panel pass; what a panel
 // gives is added to the results in memory.
@@ -14,12 +15,10 @@ constexpr int64_t kBlockTokens = 16;
 constexpr int64_t kPanelColumns = 512;   // both slabs of a panel stay in the first cache
 constexpr int64_t kPanelSteps = kPanelColumns / kTileColumns;
 constexpr int64_t kSliceTokens = 512;    // whose columns of a panel stay in the second
-constexpr int64_t kSliceBlocks = kSliceTokens / kBlockTokens;
 
 struct TileScratch {
     alignas(64) I weights[2][kPanelSteps][kTilePairs];
     alignas(64) float sums[2][2][kBlockTokens][kLanes];  // [tokens, rows, token, row]
-    alignas(64) uint8_t activations[kSliceBlocks][kPanelSteps][kTileBytes];
 };
 
 // All eight registers: 16 rows of 64 bytes.
@@ -40,15 +39,12 @@ inline void configure_tiles() {
     _tile_loadconfig(&config);
 }
 
-// 16 tokens' columns of a panel: a tile every `step` bytes, whose rows are `stride` bytes apart.
-struct Block {
-    const uint8_t* first;
-    int64_t step, stride;
-};
-
+// One or two blocks of 16 tokens, whose rows are `stride` bytes apart, against two slabs of weights.
 template <int num_blocks>
-inline void tile_product(const Block* x, const I (*weights)[kPanelSteps][kTilePairs],
-                         int64_t steps, float (*sums)[2][kBlockTokens][kLanes]) {
+inline void tile_product(const uint8_t* x, int64_t stride,
+                         const I (*weights)[kPanelSteps][kTilePairs], int64_t steps,
+                         float (*sums)[2][kBlockTokens][kLanes]) {
+    const uint8_t* second = x + kBlockTokens * stride;
     _tile_zero(0);
     _tile_zero(1);
     if constexpr (num_blocks == 2) {
@@ -58,11 +54,11 @@ inline void tile_product(const Block* x, const I (*weights)[kPanelSteps][kTilePa
     for (int64_t s = 0; s < steps; ++s) {
         _tile_loadd(6, weights[0][s], kBytes);
         _tile_loadd(7, weights[1][s], kBytes);
-        _tile_loadd(4, x[0].first + s * x[0].step, x[0].stride);
+        _tile_loadd(4, x + s * kBytes, stride);
         _tile_dpbf16ps(0, 4, 6);
         _tile_dpbf16ps(1, 4, 7);
         if constexpr (num_blocks == 2) {
-            _tile_loadd(5, x[1].first + s * x[1].step, x[1].stride);
+            _tile_loadd(5, second + s * kBytes, stride);
             _tile_dpbf16ps(2, 5, 6);
             _tile_dpbf16ps(3, 5, 7);
         }
@@ -78,28 +74,6 @@ inline void tile_product(const Block* x, const I (*weights)[kPanelSteps][kTilePa
 inline const uint8_t* tile_activations(const Task& task, int64_t m, int64_t k) {
     const auto* values = static_cast<const uint16_t*>(task.x.values);
     return reinterpret_cast<const uint8_t*>(values + task.token(m) * task.x.padded + k);
-}
-
-// Tokens m.. of m1: where they lie, if 16 of them lie one after the other, else copied together.
-inline Block block_of(const Task& task, int64_t m, int64_t m1, int64_t k, int64_t steps,
-                      uint8_t (*room)[kTileBytes]) {
-    const int64_t stride = task.x.padded * 2;
-    const bool is_whole = m1 - m >= kBlockTokens;
-    if (is_whole && task.token(m + kBlockTokens - 1) - task.token(m) == kBlockTokens - 1) {
-        bool follow = true;
-        for (int64_t i = 1; task.tokens && i < kBlockTokens; ++i) {
-            follow = follow && task.tokens[m + i] == task.tokens[m] + i;
-        }
-        if (follow) return {tile_activations(task, m, k), kBytes, stride};
-    }
-    for (int64_t i = 0; i < kBlockTokens; ++i) {
-        const uint8_t* from = m + i < m1 ? tile_activations(task, m + i, k) : nullptr;
-        for (int64_t s = 0; s < steps; ++s) {
-            const I values = from ? load_bytes(from + s * kBytes) : no_integers();
-            store_bytes(room[s] + i * kBytes, values);
-        }
-    }
-    return {room[0], kTileBytes, kBytes};
 }
 
 // What becomes of the sums of a panel: added to those of the panels before, the last one scaled.
@@ -125,11 +99,6 @@ void panel(const Task& task, int64_t m0, int64_t m1, int64_t k, TileScratch& scr
     const int64_t columns = std::min(kPanelColumns, task.w.columns - k);
     const int64_t steps = (columns + kTileColumns - 1) / kTileColumns;
     const Finish finish{k == 0, k + kPanelColumns >= task.w.columns};
-    const int64_t blocks = (m1 - m0 + kBlockTokens - 1) / kBlockTokens;
-    Block x[kSliceBlocks];
-    for (int64_t b = 0; b < blocks; ++b) {
-        x[b] = block_of(task, m0 + b * kBlockTokens, m1, k, steps, scratch.activations[b]);
-    }
     for (int64_t n = task.n0; n < task.n1; n += 2 * kLanes) {
         for (int s = 0; s < 2; ++s) {
             // A second slab that is not there is computed from what is left of another, not kept.
@@ -139,11 +108,12 @@ void panel(const Task& task, int64_t m0, int64_t m1, int64_t k, TileScratch& scr
                               scratch.weights[s][step]);
             }
         }
-        for (int64_t b = 0; b < blocks; b += 2) {
-            const int64_t m = m0 + b * kBlockTokens;
-            const bool both = b + 1 < blocks;
-            (both ? tile_product<2> : tile_product<1>)(x + b, scratch.weights, steps, scratch.sums);
-            for (int t = 0; t < (both ? 2 : 1); ++t) {
+        for (int64_t m = m0; m < m1; m += 2 * kBlockTokens) {
+            const int num_blocks = m + kBlockTokens < m1 ? 2 : 1;
+            const auto product = num_blocks == 2 ? tile_product<2> : tile_product<1>;
+            product(tile_activations(task, m, k), task.x.padded * 2, scratch.weights, steps,
+                    scratch.sums);
+            for (int t = 0; t < num_blocks; ++t) {
                 for (int s = 0; s < 2; ++s) {
                     add_tile(task, m + t * kBlockTokens, m1, n + s * kLanes, finish,
                              scratch.sums[t][s]);

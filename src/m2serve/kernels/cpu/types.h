@@ -63,7 +63,8 @@ struct Matrix {
     bool interleaved;
 };
 
-// kTiles: bfloat16 in the order of the columns, for tile registers.
+// kTiles: bfloat16 in the order of the columns, for tile registers, which read whole tiles of rows
+// that follow one another.
 enum class ActivationKind : int32_t { kFloat, kBf16, kInt8, kTiles };
 
 // Activations as the kernels want them: padded with zeros, permuted to the order in which the
