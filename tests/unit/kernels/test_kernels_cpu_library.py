@@ -57,7 +57,9 @@ def test_the_instruction_set_can_be_forced(isa: str) -> None:
 @pytest.mark.parametrize("isa", ["avx", "AVX2", "", "AMX"])
 def test_an_unknown_instruction_set_is_refused(fresh: pytest.MonkeyPatch, isa: str) -> None:
     fresh.setenv("M2_CPU_ISA", isa)
-    with pytest.raises(UsageError, match=f"M2_CPU_ISA is '{isa}'; allowed: amx, avx512, avx2, none"):
+    with pytest.raises(
+        UsageError, match=f"M2_CPU_ISA is '{isa}'; allowed: amx, avx512, avx2, none"
+    ):
         load_cpu_library()
 
 
