@@ -72,7 +72,10 @@ class CpuTokenKernels:
         key_scales: torch.Tensor | None = None,
         value_scales: torch.Tensor | None = None,
     ) -> torch.Tensor:
-        """Causal attention over a paged cache; an int8 one has scales [..., block_size, G]."""
+        """Causal attention over a paged cache; an int8 one has scales [..., block_size, G].
+
+        With AMX the tokens of a prompt attend in bfloat16 if q is, unless the cache is float32.
+        """
         q = q_TQD.float().contiguous()
         out = torch.empty_like(q)
         table = block_table.contiguous()
@@ -85,7 +88,8 @@ class CpuTokenKernels:
             seq_lens=address(seq_lens),
             block_table=address(table),
         )
-        self._call("paged_attention", cache, batch, q.shape[1], q, out)
+        may_round = int(q_TQD.dtype == torch.bfloat16)
+        self._call("paged_attention", cache, batch, q.shape[1], may_round, q, out)
         return out.to(q_TQD.dtype)
 
     def norm_rotate_and_store(

@@ -155,7 +155,7 @@ inline AttendScratch attend_scratch(void* memory, int64_t rows, int64_t padded) 
     float* scores = tile + tile_floats(padded);
     return {tile, scores, scores + kTileKeys * rows};
 }
-int64_t attend_scratch_bytes(int64_t rows, int64_t head_dim) {
+inline int64_t attend_scratch_bytes(int64_t rows, int64_t head_dim) {
     return 4 * (tile_floats(padded_head(head_dim)) + (kTileKeys + 1) * rows);
 }
 
@@ -273,7 +273,7 @@ void attend_to(const HeadKeys& range, const HeadKeys& next, const QueryRows& row
     });
 }
 
-void attend(const HeadKeys& keys, const HeadKeys& next, const QueryRows& rows, void* memory) {
+inline void attend(const HeadKeys& keys, const HeadKeys& next, const QueryRows& rows, void* memory) {
     switch (keys.cache.format) {
         case M2_KV_F32: return attend_to<M2_KV_F32>(keys, next, rows, memory);
         case M2_KV_BF16: return attend_to<M2_KV_BF16>(keys, next, rows, memory);
@@ -296,12 +296,12 @@ inline void turn_dims(float* row, int64_t padded) {
     }
 }
 
-void order_dims(int32_t format, float* acc, int64_t padded) {
+inline void order_dims(int32_t format, float* acc, int64_t padded) {
     if (kv_element_bytes(format) == 2) turn_dims<2, false>(acc, padded);
     if (kv_element_bytes(format) == 1) turn_dims<4, false>(acc, padded);
 }
 
-void arrange_dims(int32_t format, float* q, int64_t padded) {
+inline void arrange_dims(int32_t format, float* q, int64_t padded) {
     if (kv_element_bytes(format) == 2) turn_dims<2, true>(q, padded);
     if (kv_element_bytes(format) == 1) turn_dims<4, true>(q, padded);
 }

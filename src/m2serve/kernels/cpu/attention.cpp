@@ -12,8 +12,6 @@ namespace {
 // Keys of a piece of a decoding sequence's context, and the pieces it is cut into at most.
 constexpr int64_t kPieceKeys = 256;
 constexpr int64_t kMostPieces = 32;
-// Query rows of one item of a prefill: with more, they and their sums leave the second cache.
-constexpr int64_t kItemRows = 48;
 // What two threads write lies on different cache lines.
 constexpr int64_t kLineFloats = 16;
 // Of decoding sequences, so that threads share them evenly.
@@ -35,7 +33,8 @@ m2_kv_cache layer_of(const m2_kv_cache& cache, int64_t layer) {
 }
 
 void AttentionPlan::make(const m2_batch& batch, int64_t query_heads, int64_t kv_heads,
-                         int64_t head_dim) {
+                         int64_t head_dim, bool may_round) {
+    may_round_ = may_round;
     query_heads_ = query_heads;
     kv_heads_ = kv_heads;
     head_dim_ = head_dim;
@@ -52,7 +51,7 @@ void AttentionPlan::make(const m2_batch& batch, int64_t query_heads, int64_t kv_
             add_decode(s, row, context);
             continue;
         }
-        const int64_t step = std::max<int64_t>(1, kItemRows / group_);
+        const int64_t step = std::max<int64_t>(1, best_token_kernels()->item_rows / group_);
         // From the back: the items with the longest contexts first.
         for (int64_t start = (count - 1) / step * step; start >= 0 && count > 0; start -= step) {
             const int64_t tokens = std::min(step, count - start);
@@ -187,7 +186,9 @@ void AttentionPlan::run_unit(const Unit& unit, const m2_kv_cache& cache, const m
         for (int64_t h = 0; h < unit.num_heads; ++h) {
             const bool is_last = h + 1 == unit.num_heads;
             const HeadKeys next = keys_of(is_last ? 0 : h + 1, is_last ? key + step : key, step);
-            const auto attend = has_few_rows ? kernels.attend_token : kernels.attend;
+            const auto attend = has_few_rows                  ? kernels.attend_token
+                                : may_round_ && !item.decodes ? kernels.attend_prompt
+                                                              : kernels.attend;
             attend(keys, next, queries_of(h), memory);
             keys = next;
         }

@@ -46,7 +46,9 @@ m2_kv_cache layer_of(const m2_kv_cache& cache, int64_t layer);
 // for as many heads together as leaves work for all threads: their keys lie side by side in memory.
 class AttentionPlan {
   public:
-    void make(const m2_batch& batch, int64_t query_heads, int64_t kv_heads, int64_t head_dim);
+    // may_round: a prompt's queries and weights may be rounded to bfloat16.
+    void make(const m2_batch& batch, int64_t query_heads, int64_t kv_heads, int64_t head_dim,
+              bool may_round);
     // q and out are [num_tokens, query_heads * head_dim]; `cache` is one layer's.
     void run(const m2_kv_cache& cache, const m2_batch& batch, const float* q, float* out);
 
@@ -73,6 +75,7 @@ class AttentionPlan {
 
     int64_t query_heads_ = 0, kv_heads_ = 0, head_dim_ = 0, group_ = 0, padded_ = 0;
     int64_t num_partials_ = 0, state_floats_ = 0, scratch_floats_ = 0, most_rows_ = 0;
+    bool may_round_ = false;
     std::vector<Item> items_;
     std::vector<Unit> units_;
     std::vector<Split> splits_;

@@ -18,7 +18,7 @@ constexpr int64_t kTilesFrom = 16;
 void prepare_row(const Matrix& w, const Activations& x, int64_t row, const float* from) {
     if (x.kind != ActivationKind::kTiles) return avx512_kernels()->prepare_row(w, x, row, from);
     auto* to = static_cast<uint16_t*>(x.values) + row * x.padded;
-    for (int64_t k = 0; k < x.padded; k += kTileColumns) {
+    for (int64_t k = 0; k < x.padded; k += kRegisterColumns) {
         const auto half = [&](int64_t at) {
             const int64_t left = std::clamp<int64_t>(x.columns - at, 0, kLanes);
             return _mm512_maskz_loadu_ps(static_cast<__mmask16>((1u << left) - 1), from + at);

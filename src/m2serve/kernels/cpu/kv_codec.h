@@ -130,7 +130,7 @@ inline void store_int8(const float* from, int64_t head_dim, int8_t* to, float* s
     }
 }
 
-void store_head(int32_t format, const float* from, int64_t head_dim, void* to, float* scale) {
+inline void store_head(int32_t format, const float* from, int64_t head_dim, void* to, float* scale) {
     switch (format) {
         case M2_KV_F32: std::memcpy(to, from, static_cast<size_t>(head_dim) * 4); break;
         case M2_KV_BF16:

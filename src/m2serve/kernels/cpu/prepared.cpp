@@ -12,7 +12,7 @@ constexpr int64_t kBf16From = 5;
 // Numbers that are prepared before another thread would have begun to help.
 constexpr int64_t kAloneBelow = 4096;
 // Of a tile of activations (tiles_matmul.h).
-constexpr int64_t kTileRows = 16, kTileColumns = 32;
+constexpr int64_t kRegisterRows = 16, kRegisterColumns = 32;
 
 int64_t round_up(int64_t value, int64_t to) { return (value + to - 1) / to * to; }
 
@@ -104,9 +104,9 @@ Activations make_activations(const m2_weight& weight, ActivationKind kind, int64
     x.columns = weight.columns;
     const bool tiles = kind == ActivationKind::kTiles;
     // An odd number of cache lines: the rows of a tile do not all map to the same few.
-    x.padded = tiles ? round_up(weight.columns, 2 * kTileColumns) + kTileColumns
+    x.padded = tiles ? round_up(weight.columns, 2 * kRegisterColumns) + kRegisterColumns
                      : round_up(weight.columns, kPad);
-    if (tiles) num_rows += kTileRows - 1;
+    if (tiles) num_rows += kRegisterRows - 1;
     const int64_t size = kind == ActivationKind::kFloat ? 4 : kind == ActivationKind::kInt8 ? 1 : 2;
     const int64_t values = num_rows * x.padded * size;
     const int64_t groups = num_rows * (x.padded / x.group);

@@ -79,9 +79,12 @@ void to_floats(int32_t format, const void* from, int64_t count, float* to) {
     }
 }
 
+// Query rows of one item of a prefill: with more, they and their sums leave the second cache.
+constexpr int64_t kItemRows = 48;
+
 constexpr TokenKernels kTokenKernels{
-    attend_scratch_bytes, attend,     attend_token, arrange_dims,   order_dims, add_rms_norm,
-    rotate,               store_head, scale_row,    add_scaled_row, to_floats};
+    kItemRows,    attend_scratch_bytes, attend, attend,     attend_token,   arrange_dims, order_dims,
+    add_rms_norm, rotate,               store_head, scale_row, add_scaled_row, to_floats};
 
 }  // namespace
 }  // namespace m2::M2_ISA

@@ -3,24 +3,10 @@
 #pragma once
 
 #include "interleaved.h"
+#include "tiles.h"
 
 namespace m2::M2_ISA {
 namespace {
-
-constexpr int64_t kTileColumns = 32;
-constexpr int kTilePairs = kTileColumns / 2;
-constexpr int64_t kTileBytes = kTilePairs * kBytes;
-
-// Lane i: even[i] and odd[i] rounded to nearest even, the even one lower.
-inline I pairs_of(F even, F odd) {
-    alignas(64) static constexpr int16_t kOrder[32] = {0, 16, 1, 17, 2,  18, 3,  19, 4,  20, 5,
-                                                       21, 6, 22, 7, 23, 8,  24, 9,  25, 10, 26,
-                                                       11, 27, 12, 28, 13, 29, 14, 30, 15, 31};
-    const I both = (I)_mm512_cvtne2ps_pbh(odd, even);
-    return _mm512_permutexvar_epi16(load_bytes(kOrder), both);
-}
-// 32 values in their order.
-inline I row_of_floats(F first, F second) { return (I)_mm512_cvtne2ps_pbh(second, first); }
 
 // What a code of four bits is worth, as a float, in every lane whose lowest bits are the code.
 template <class Format>
@@ -49,7 +35,7 @@ struct NibbleTiles {
     static void expand(const Task& task, int64_t n, int64_t k, I* to) {
         const Slab slab = slab_of(task.w, n, Format::kGroup);
         const F values = code_values<Format>();
-        const int64_t end = std::min(kTileColumns, task.w.columns - k);
+        const int64_t end = std::min(kRegisterColumns, task.w.columns - k);
         for (int64_t column = 0; column < end; column += Format::kGroup) {
             const int64_t group = (k + column) / Format::kGroup;
             const F scale = Slabs::scale(slab, group);
@@ -69,7 +55,7 @@ struct NibbleTiles {
                 });
             });
         }
-        for (int64_t pair = end / 2; pair < kTilePairs; ++pair) to[pair] = no_integers();
+        for (int64_t pair = end / 2; pair < kRegisterPairs; ++pair) to[pair] = no_integers();
     }
 };
 
@@ -81,13 +67,13 @@ inline F signed_byte(I bytes) {
 struct ByteTiles {
     static void expand(const Task& task, int64_t n, int64_t k, I* to) {
         const Slab slab = slab_of(task.w, n, ByteSlab::kGroup);
-        const int64_t end = std::min(kTileColumns, task.w.columns - k);
+        const int64_t end = std::min(kRegisterColumns, task.w.columns - k);
         for (int64_t column = 0; column < end; column += 4) {
             const I raw = load_bytes(slab.codes + (k + column) * kLanes);
             to[column / 2] = pairs_of(signed_byte<0>(raw), signed_byte<1>(raw));
             to[column / 2 + 1] = pairs_of(signed_byte<2>(raw), signed_byte<3>(raw));
         }
-        for (int64_t pair = end / 2; pair < kTilePairs; ++pair) to[pair] = no_integers();
+        for (int64_t pair = end / 2; pair < kRegisterPairs; ++pair) to[pair] = no_integers();
     }
 };
 
@@ -104,12 +90,12 @@ inline const uint8_t* codes_of(const uint8_t* from, int64_t there, uint8_t (&buf
 
 template <class Format>
 struct NibbleRow {
-    static constexpr int kRowBytes = kTileColumns / 2;
+    static constexpr int kRowBytes = kRegisterColumns / 2;
     static I expand(const Task& task, int64_t n, int64_t k, const uint8_t* codes) {
         constexpr int kLog2LanesPerGroup = Format::kGroup == 16 ? 3 : 4;
         const Row row = row_of(task.w, n, Format::kGroup);
         const int64_t group = k / Format::kGroup, all = task.w.columns / Format::kGroup;
-        const int count = static_cast<int>(std::min<int64_t>(kTileColumns / Format::kGroup,
+        const int count = static_cast<int>(std::min<int64_t>(kRegisterColumns / Format::kGroup,
                                                              all - group));
         const I lanes = group_of_lane(0, kLog2LanesPerGroup);
         const F scale = permute(Format::scales(row, group, count), lanes);
@@ -125,20 +111,20 @@ struct NibbleRow {
     }
 };
 struct Bf16Row {
-    static constexpr int kRowBytes = kTileColumns * 2;
+    static constexpr int kRowBytes = kRegisterColumns * 2;
     static I expand(const Task&, int64_t, int64_t, const uint8_t* codes) {
         return load_bytes(codes);
     }
 };
 struct F16Row {
-    static constexpr int kRowBytes = kTileColumns * 2;
+    static constexpr int kRowBytes = kRegisterColumns * 2;
     static I expand(const Task&, int64_t, int64_t, const uint8_t* codes) {
         const I raw = load_bytes(codes);
         return row_of_floats(f16_half<0>(raw), f16_half<1>(raw));
     }
 };
 struct Fp8Row {
-    static constexpr int kRowBytes = kTileColumns;
+    static constexpr int kRowBytes = kRegisterColumns;
     static I expand(const Task& task, int64_t n, int64_t k, const uint8_t* codes) {
         const F scale = splat(block_scale(task.w, n)[k / task.w.group]);
         return row_of_floats(mul(e4m3_floats(codes), scale),
@@ -146,7 +132,7 @@ struct Fp8Row {
     }
 };
 struct Int8Row {
-    static constexpr int kRowBytes = kTileColumns;
+    static constexpr int kRowBytes = kRegisterColumns;
     static I expand(const Task&, int64_t, int64_t, const uint8_t* codes) {
         const auto half = [&](int at) {
             const auto* from = reinterpret_cast<const __m128i*>(codes + at);
@@ -160,7 +146,7 @@ template <class RowOf>
 struct RowTiles {
     static void expand(const Task& task, int64_t n, int64_t k, I* to) {
         constexpr int kRowBytes = RowOf::kRowBytes;
-        const int64_t offset = k * kRowBytes / kTileColumns;
+        const int64_t offset = k * kRowBytes / kRegisterColumns;
         const int64_t there = task.w.code_stride - offset;
         F rows[kLanes];
         for (int r = 0; r < kLanes; ++r) {
@@ -170,7 +156,7 @@ struct RowTiles {
             rows[r] = as_float(RowOf::expand(task, row, k, codes_of(from, there, buffer)));
         }
         transpose(rows);
-        for (int p = 0; p < kTilePairs; ++p) to[p] = as_bits(rows[p]);
+        for (int p = 0; p < kRegisterPairs; ++p) to[p] = as_bits(rows[p]);
     }
 };
 

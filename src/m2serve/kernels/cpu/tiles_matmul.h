@@ -11,40 +11,21 @@
 namespace m2::M2_ISA {
 namespace {
 
-constexpr int64_t kBlockTokens = 16;
 constexpr int64_t kPanelColumns = 512;   // both slabs of a panel stay in the first cache
-constexpr int64_t kPanelSteps = kPanelColumns / kTileColumns;
+constexpr int64_t kPanelSteps = kPanelColumns / kRegisterColumns;
 constexpr int64_t kSliceTokens = 512;    // whose columns of a panel stay in the second
 
 struct TileScratch {
-    alignas(64) I weights[2][kPanelSteps][kTilePairs];
-    alignas(64) float sums[2][2][kBlockTokens][kLanes];  // [tokens, rows, token, row]
+    alignas(64) I weights[2][kPanelSteps][kRegisterPairs];
+    alignas(64) float sums[2][2][kRegisterRows][kLanes];  // [tokens, rows, token, row]
 };
-
-// All eight registers: 16 rows of 64 bytes.
-inline void configure_tiles() {
-    struct alignas(64) Config {
-        uint8_t palette = 1, start_row = 0, reserved[14] = {};
-        uint16_t row_bytes[16] = {};
-        uint8_t rows[16] = {};
-    };
-    static const Config config = [] {
-        Config all;
-        for (int i = 0; i < 8; ++i) {
-            all.row_bytes[i] = kBytes;
-            all.rows[i] = 16;
-        }
-        return all;
-    }();
-    _tile_loadconfig(&config);
-}
 
 // One or two blocks of 16 tokens, whose rows are `stride` bytes apart, against two slabs of weights.
 template <int num_blocks>
 inline void tile_product(const uint8_t* x, int64_t stride,
-                         const I (*weights)[kPanelSteps][kTilePairs], int64_t steps,
-                         float (*sums)[2][kBlockTokens][kLanes]) {
-    const uint8_t* second = x + kBlockTokens * stride;
+                         const I (*weights)[kPanelSteps][kRegisterPairs], int64_t steps,
+                         float (*sums)[2][kRegisterRows][kLanes]) {
+    const uint8_t* second = x + kRegisterRows * stride;
     _tile_zero(0);
     _tile_zero(1);
     if constexpr (num_blocks == 2) {
@@ -86,7 +67,7 @@ inline void add_tile(const Task& task, int64_t m, int64_t m1, int64_t n, const F
     const F factor = tile_factor(task, n);
     const int64_t rows = std::min<int64_t>(kLanes, task.n1 - n);
     const auto there = static_cast<__mmask16>((1u << rows) - 1);
-    for (int64_t i = 0; i < kBlockTokens && m + i < m1; ++i) {
+    for (int64_t i = 0; i < kRegisterRows && m + i < m1; ++i) {
         float* to = task.out(m + i, n);
         F sum = load(sums[i]);
         if (!finish.is_first) sum = add(sum, _mm512_maskz_loadu_ps(there, to));
@@ -97,25 +78,25 @@ inline void add_tile(const Task& task, int64_t m, int64_t m1, int64_t n, const F
 template <class Tiles>
 void panel(const Task& task, int64_t m0, int64_t m1, int64_t k, TileScratch& scratch) {
     const int64_t columns = std::min(kPanelColumns, task.w.columns - k);
-    const int64_t steps = (columns + kTileColumns - 1) / kTileColumns;
+    const int64_t steps = (columns + kRegisterColumns - 1) / kRegisterColumns;
     const Finish finish{k == 0, k + kPanelColumns >= task.w.columns};
     for (int64_t n = task.n0; n < task.n1; n += 2 * kLanes) {
         for (int s = 0; s < 2; ++s) {
             // A second slab that is not there is computed from what is left of another, not kept.
             if (n + s * kLanes >= task.n1) break;
             for (int64_t step = 0; step < steps; ++step) {
-                Tiles::expand(task, n + s * kLanes, k + step * kTileColumns,
+                Tiles::expand(task, n + s * kLanes, k + step * kRegisterColumns,
                               scratch.weights[s][step]);
             }
         }
-        for (int64_t m = m0; m < m1; m += 2 * kBlockTokens) {
-            const int num_blocks = m + kBlockTokens < m1 ? 2 : 1;
+        for (int64_t m = m0; m < m1; m += 2 * kRegisterRows) {
+            const int num_blocks = m + kRegisterRows < m1 ? 2 : 1;
             const auto product = num_blocks == 2 ? tile_product<2> : tile_product<1>;
             product(tile_activations(task, m, k), task.x.padded * 2, scratch.weights, steps,
                     scratch.sums);
             for (int t = 0; t < num_blocks; ++t) {
                 for (int s = 0; s < 2; ++s) {
-                    add_tile(task, m + t * kBlockTokens, m1, n + s * kLanes, finish,
+                    add_tile(task, m + t * kRegisterRows, m1, n + s * kLanes, finish,
                              scratch.sums[t][s]);
                 }
             }
@@ -126,7 +107,7 @@ void panel(const Task& task, int64_t m0, int64_t m1, int64_t k, TileScratch& scr
 template <class Tiles>
 void tiles(const Task& task) {
     auto& scratch = *static_cast<TileScratch*>(task.scratch);
-    configure_tiles();
+    const TileRegisters registers;
     for (int64_t m0 = 0; m0 < task.num_tokens; m0 += kSliceTokens) {
         const int64_t m1 = std::min(task.num_tokens, m0 + kSliceTokens);
         int64_t k = 0;
@@ -135,7 +116,6 @@ void tiles(const Task& task) {
             k += kPanelColumns;
         } while (k < task.w.columns);
     }
-    _tile_release();
 }
 
 template <class Format>

@@ -64,12 +64,17 @@ struct QueryRows {
 
 // The kernels of one instruction set for all that is no matrix product.
 struct TokenKernels {
-    // Bytes of scratch `attend` needs for so many query rows.
+    // Query rows that `attend_prompt` is best given at once.
+    int64_t item_rows;
+    // Bytes of scratch the others need for so many query rows.
     int64_t (*attend_scratch_bytes)(int64_t rows, int64_t head_dim);
     // Brings the keys into the state of the rows; a token sees the keys up to its position. Keys that
     // no row sees are not read. `next` is what will be wanted after them.
     void (*attend)(const HeadKeys&, const HeadKeys& next, const QueryRows&, void* scratch);
-    // The same for one token of are_few_heads, whose rows of q have been through arrange_dims.
+    // The same for tokens of a prompt: where the machine has tiles, with queries and weights rounded to
+    // bfloat16, unless the cache is float32.
+    void (*attend_prompt)(const HeadKeys&, const HeadKeys& next, const QueryRows&, void* scratch);
+    // The same as `attend` for one token of are_few_heads, whose rows of q have been through arrange_dims.
     void (*attend_token)(const HeadKeys&, const HeadKeys& next, const QueryRows&, void* scratch);
     // A row of q from the order of the dimensions to that of the cache's format.
     void (*arrange_dims)(int32_t format, float* q, int64_t padded);
@@ -91,7 +96,10 @@ struct TokenKernels {
 };
 
 const TokenKernels* avx2_token_kernels();
-const TokenKernels* avx512_token_kernels();  // null when built without
+const TokenKernels* avx512_token_kernels();
+#ifdef M2_HAS_AMX
+const TokenKernels* amx_token_kernels();
+#endif
 const TokenKernels* best_token_kernels();    // of the instruction set of best_kernels()
 
 }  // namespace m2

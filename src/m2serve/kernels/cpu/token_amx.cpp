@@ -1,0 +1,45 @@
+// The kernels of a token for AMX with bfloat16: those of AVX-512, and attention of a prompt's tokens in
+// the tile registers. A float32 cache is exact, and stays with the vectors.
+#define M2_ISA amx
+#define M2_HAS_BF16_DOT
+#include "simd_avx512.h"
+// after simd_avx512.h
+#include <algorithm>
+
+#include "attend_tiles.h"
+
+namespace m2 {
+namespace M2_ISA {
+namespace {
+
+// More rows share what is made of the keys and values.
+constexpr int64_t kItemRows = 96;
+
+void attend_in_tiles(const HeadKeys& keys, const HeadKeys& next, const QueryRows& rows,
+                     void* memory) {
+    switch (keys.cache.format) {
+        case M2_KV_BF16: return attend_tiles_to<M2_KV_BF16>(keys, next, rows, memory);
+        case M2_KV_INT8: return attend_tiles_to<M2_KV_INT8>(keys, next, rows, memory);
+        case M2_KV_FP8: return attend_tiles_to<M2_KV_FP8>(keys, next, rows, memory);
+        default: return avx512_token_kernels()->attend(keys, next, rows, memory);
+    }
+}
+int64_t scratch_bytes(int64_t rows, int64_t head_dim) {
+    return std::max(avx512_token_kernels()->attend_scratch_bytes(rows, head_dim),
+                    tile_attention_bytes(rows, head_dim));
+}
+
+}  // namespace
+}  // namespace M2_ISA
+
+const TokenKernels* amx_token_kernels() {
+    static const TokenKernels kernels = [] {
+        TokenKernels all = *avx512_token_kernels();
+        all.item_rows = M2_ISA::kItemRows;
+        all.attend_scratch_bytes = M2_ISA::scratch_bytes;
+        all.attend_prompt = M2_ISA::attend_in_tiles;
+        return all;
+    }();
+    return &kernels;
+}
+}  // namespace m2
