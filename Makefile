@@ -28,8 +28,11 @@ serve: $(STAMP)  ## install, then serve the built-in miniature
 test: lint  ## install, then run every check that fits in a quarter of an hour
 	$(BIN)/python -m pytest -m "not slow and not gpu and not integration"
 
-test-paths: $(STAMP)  ## the serving and kernel tests on AVX-512, AVX2 and PyTorch, whatever this CPU has
-	for isa in avx512 avx2 none; do \
+test-paths: $(STAMP)  ## the serving and kernel tests on every instruction set this CPU has, and on PyTorch
+	for isa in amx avx512 avx2 none; do \
+	  if [ $$isa != none ] && ! M2_CPU_ISA=$$isa $(BIN)/python -c \
+	    "from m2serve.kernels.cpu_library import *; raise SystemExit(load_cpu_library() is None)"; \
+	  then echo "M2_CPU_ISA=$$isa: not on this machine"; continue; fi; \
 	  echo "M2_CPU_ISA=$$isa"; \
 	  M2_CPU_ISA=$$isa $(BIN)/python -m pytest -m "not slow and not gpu and not integration" \
 	    tests/server tests/parity tests/unit/engine tests/unit/model tests/unit/kernels \

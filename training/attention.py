@@ -23,10 +23,16 @@ def attend(
         out = F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=True)
     elif length <= MAX_WHOLE:
         out = _whole(q, k, v)
-    else:  # the CPU's fused attention is slower in bfloat16
-        heads = (q.float(), k.float(), v.float())
-        out = F.scaled_dot_product_attention(*heads, is_causal=True, enable_gqa=True).bfloat16()
+    else:
+        out = _in_float32(q, k, v).bfloat16()
     return out.transpose(1, 2).flatten(0, 1).flatten(1)
+
+
+def _in_float32(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
+    """The CPU's fused attention is slower in bfloat16, which autocast would make of its inputs."""
+    with torch.autocast("cpu", enabled=False):
+        heads = (q.float(), k.float(), v.float())
+        return F.scaled_dot_product_attention(*heads, is_causal=True, enable_gqa=True)
 
 
 def _whole(q_CQLD: torch.Tensor, k_CGLD: torch.Tensor, v_CGLD: torch.Tensor) -> torch.Tensor:
@@ -39,6 +45,6 @@ def _whole(q_CQLD: torch.Tensor, k_CGLD: torch.Tensor, v_CGLD: torch.Tensor) -> 
     q = q.reshape(len(k), -1, head_dim)  # the queries that share a key lie behind one another
     future = torch.full((padded, padded), -torch.inf, dtype=q.dtype).triu(1)
     scores = torch.bmm(q, k.transpose(1, 2)).unflatten(1, (-1, padded)) * head_dim**-0.5
-    shares = torch._softmax(scores + future, -1, False)
+    shares = torch.softmax(scores + future, -1, dtype=scores.dtype)
     out = torch.bmm(shares.flatten(1, 2), v)
     return out.view(count, num_heads, padded, head_dim)[:, :, :length]

@@ -20,12 +20,14 @@ _LATER = ".head_map"  # which earlier checkpoints lack; nothing but zeros is wha
 
 @dataclass(frozen=True)
 class Counters:
-    """`step` is the next one to run; `tokens` counts what has been read, padding left out."""
+    """`step` is the next one to run; `tokens` counts what has been read, padding left out;
+    `precision` is that of the products, a key of precision.PRECISIONS."""
 
     step: int = 0
     tokens: int = 0
     elapsed_s: float = 0.0
     seed: int = 0
+    precision: str = "float32"
 
 
 def save(folder: Path, model: MiniatureM2, optimizer: Optimizer, counters: Counters) -> None:

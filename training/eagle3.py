@@ -21,9 +21,10 @@ import torch.nn.functional as F
 from safetensors.torch import load_file, save_file
 
 from m2serve.spec.shape import ModelShape, load_config
-from training.batches import Batch, draw_batch, start_worker
+from training.batches import Batch, draw_batch, in_few_sizes, start_worker
 from training.eagle3_modeling import DraftShape, EagleDraft, by_block
 from training.modeling import MiniatureM2, load_checkpoint_tensors
+from training.precision import fastest_dtype
 from training.schedule import rate_factor
 
 NUM_DRAFT_STEPS = 3
@@ -38,7 +39,8 @@ LOG_EVERY = 20
 
 def load_target(folder: Path, device: torch.device) -> MiniatureM2:
     """The trained miniature, frozen."""
-    model = MiniatureM2(ModelShape.from_config(load_config(folder)), torch.Generator())
+    shape = ModelShape.from_config(load_config(folder))
+    model = MiniatureM2(shape, torch.Generator(), fastest_dtype(device.type))
     load_checkpoint_tensors(model, load_file(folder / "model.safetensors"))
     return model.to(device).requires_grad_(False)
 
@@ -60,8 +62,7 @@ def draft_loss(
 ) -> tuple[torch.Tensor, list[float]]:
     """The loss, and of each draft step the share of tokens where both say the same."""
     with torch.no_grad():
-        streams, _ = target.residuals(batch.token_ids, batch.blocks, batch.is_real)
-        teacher = target.head(streams[-1][batch.rows])
+        streams, teacher = _seen(target, batch)
         embeds = F.embedding(batch.token_ids, target.embed_tokens).roll(-1, 0)
     taps = torch.cat([streams[tap] for tap in draft.shape.taps], -1)
     parts = zip(by_block(taps, batch.blocks), by_block(embeds, batch.blocks), strict=True)
@@ -77,6 +78,14 @@ def draft_loss(
         loss = loss + STEP_DECAY**step * F.cross_entropy(logits, wanted)
         agreement.append(round(float((vocabulary[logits.argmax(-1)] == said).float().mean()), 4))
     return loss, agreement
+
+
+def _seen(target: MiniatureM2, batch: Batch) -> tuple[list[torch.Tensor], torch.Tensor]:
+    """The residual streams of all tokens, and the logits of the rows that predict."""
+    wide = in_few_sizes(batch) if target.wants_few_sizes else batch
+    streams, _ = target.residuals(wide.token_ids, wide.blocks, wide.is_real)
+    logits = target.head(streams[-1][wide.rows])
+    return [stream[: len(batch.token_ids)] for stream in streams], logits[: len(batch.rows)]
 
 
 def export_draft(draft: EagleDraft, target: ModelShape, vocab: torch.Tensor, folder: Path) -> None:

@@ -42,7 +42,7 @@ class Optimizer:
     """Steps all parameters of a model; `state` holds everything a resumed run needs."""
 
     def __init__(self, model: MiniatureM2) -> None:
-        self._dtype = model.compute_dtype
+        self._model = model
         named = dict(model.named_parameters())
         self._matrices = {n: p for n, p in named.items() if _is_matrix(n)}
         self._momentum = {n: torch.zeros_like(p) for n, p in self._matrices.items()}
@@ -82,7 +82,9 @@ class Optimizer:
         for names in shapes.values():
             steps = [self._momentum_step(name) for name in names]
             wide = [s if s.shape[1] <= s.shape[2] else s.transpose(1, 2) for s in steps]
-            whitened = orthogonalize(torch.cat(wide), self._dtype).split([len(s) for s in steps])
+            whitened = orthogonalize(torch.cat(wide), self._model.compute_dtype).split(
+                [len(s) for s in steps]
+            )
             for name, update, step in zip(names, whitened, steps, strict=True):
                 p = self._matrices[name]
                 update = update if step.shape[1] <= step.shape[2] else update.transpose(1, 2)

@@ -8,9 +8,13 @@ sizes that are all different, 1,000 to 1,400 with the same ones; float32 has 160
 
 from __future__ import annotations
 
+import os
 import shutil
+import sys
+import sysconfig
 from collections.abc import Callable
 from functools import cache
+from pathlib import Path
 from typing import ParamSpec
 
 import torch
@@ -25,8 +29,14 @@ PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 def fastest_dtype(device_type: str) -> torch.dtype:
     """In which the device multiplies fastest: bfloat16 on CUDA and on a CPU with AMX."""
-    has_bfloat16 = device_type == "cuda" or torch.cpu.get_capabilities().get("amx_bf16")
+    capabilities = getattr(torch.cpu, "get_capabilities", dict)()  # newer than PyTorch 2.9
+    has_bfloat16 = device_type == "cuda" or capabilities.get("amx_bf16")
     return torch.bfloat16 if has_bfloat16 else torch.float32
+
+
+def precision_of(dtype: torch.dtype) -> str:
+    """Its name in PRECISIONS."""
+    return next(name for name, value in PRECISIONS.items() if value == dtype)
 
 
 def computing_in(dtype: torch.dtype, device: torch.device) -> torch.autocast:
@@ -39,19 +49,33 @@ def is_mixed_on_cpu(x: torch.Tensor) -> bool:
 
 
 def fused(function: Callable[P, torch.Tensor]) -> Callable[P, torch.Tensor]:
-    """`function` compiled to one loop over its elements at its first call, where there is a C++
-    compiler; as it stands, elsewhere."""
-    compiled = torch.compile(function, dynamic=True)
+    """`function` compiled to one loop over its elements at its first call, where there are a C++
+    compiler and Python's headers; as it stands, elsewhere and when compiling fails."""
+    chosen: Callable[P, torch.Tensor] | None = None
 
     def call(*args: P.args, **kwargs: P.kwargs) -> torch.Tensor:
-        return (compiled if _has_compiler() else function)(*args, **kwargs)
+        nonlocal chosen
+        if chosen is not None:
+            return chosen(*args, **kwargs)
+        chosen = torch.compile(function, dynamic=True) if can_compile() else function
+        try:
+            return chosen(*args, **kwargs)
+        except Exception as error:
+            if chosen is function:
+                raise
+            reason = str(error).partition("\n")[0]
+            print(f"{function.__name__} is not compiled: {reason}", file=sys.stderr)
+            chosen = function
+            return function(*args, **kwargs)
 
     return call
 
 
 @cache
-def _has_compiler() -> bool:
-    return shutil.which("g++") is not None or shutil.which("clang++") is not None
+def can_compile() -> bool:
+    """What PyTorch's compiler for CPUs needs: $CXX or g++, and Python.h."""
+    headers = Path(sysconfig.get_paths()["include"], "Python.h")
+    return shutil.which(os.environ.get("CXX", "g++")) is not None and headers.is_file()
 
 
 def padded_to(size: int, multiple: int) -> int:

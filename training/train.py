@@ -41,7 +41,7 @@ from training.memory import keep_freed_memory
 from training.mixture import STAGES, stage_at
 from training.modeling import MiniatureM2, num_parameters
 from training.optimizer import Optimizer
-from training.precision import PRECISIONS, fastest_dtype
+from training.precision import PRECISIONS, fastest_dtype, precision_of
 from training.probe import append_scores, probe_documents, score
 from training.schedule import Budget, rate_factor
 from training.team import NoRoom, Order, Team
@@ -84,15 +84,18 @@ class Run:
             shutil.copytree(options.after / "tokenizer", folder / "tokenizer")
         self.tokenizer_folder = _ready_tokenizer(folder / "tokenizer", options.seed)
         generator = torch.Generator().manual_seed(options.seed)
-        self.model = MiniatureM2(SHAPE, generator, _compute_dtype(options))
+        self.model = MiniatureM2(SHAPE, generator)
         lay_out_induction(self.model, generator)
         self.model.to(self.device)
         self.optimizer = Optimizer(self.model)
-        self.counters = Counters(seed=options.seed)
+        precision = options.precision or precision_of(fastest_dtype(options.device))
+        self.counters = Counters(seed=options.seed, precision=precision)
         if has_checkpoint(folder / "checkpoint"):
-            self.counters = restore(folder / "checkpoint", self.model, self.optimizer)
+            found = restore(folder / "checkpoint", self.model, self.optimizer)
+            self.counters = replace(found, precision=options.precision or found.precision)
         elif options.after:
             restore(options.after / "checkpoint", self.model, self.optimizer)
+        self.model.compute_dtype = PRECISIONS[self.counters.precision]
         drop_rows_from(folder / "log.jsonl", self.counters.step)
         drop_rows_from(folder / "curves.csv", self.counters.step)
         self.probes = probe_documents(Tokenizer.load(self.tokenizer_folder))
@@ -197,7 +200,7 @@ class Run:
             "step_tokens": self.step_tokens,
             "parameters": num_parameters(SHAPE),
             "device": device,
-            "precision": str(self.model.compute_dtype).removeprefix("torch."),
+            "precision": self.counters.precision,
             "processes": self.num_processes,
             "threads": torch.get_num_threads(),
             "torch": torch.__version__,
@@ -211,12 +214,6 @@ def _ready_tokenizer(folder: Path, seed: int) -> Path:
     if not (folder / "tokenizer.json").is_file():
         write_tokenizer(train_tokenizer(VOCAB_SIZE, NUM_DOCUMENTS, seed), folder)
     return folder
-
-
-def _compute_dtype(options: argparse.Namespace) -> torch.dtype:
-    if options.precision is None:
-        return fastest_dtype(options.device)
-    return PRECISIONS[options.precision]
 
 
 def _num_cores() -> int:
@@ -245,7 +242,11 @@ def main() -> None:
     parser.add_argument("--after", type=Path, help="the folder of a run to start from")
     parser.add_argument("--begin", type=float, default=0.4, help="with --after: progress at start")
     parser.add_argument("--step-tokens", type=int, default=0, help="0: by device")
-    parser.add_argument("--precision", choices=PRECISIONS, help="default: the faster one here")
+    parser.add_argument(
+        "--precision",
+        choices=PRECISIONS,
+        help="default: the checkpoint's, else the faster one here",
+    )
     parser.add_argument("--processes", type=int, help="default: one a core, at most 4")
     parser.add_argument("--workers", type=int, default=0, help="processes that draw text ahead")
     options = parser.parse_args()

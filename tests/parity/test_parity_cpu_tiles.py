@@ -7,9 +7,17 @@ from typing import Literal
 import pytest
 import torch
 import torch.nn.functional as F
-from stored import FORMATS, make_weight, num_columns
+from stored import FORMATS, fp8, int4, int8, make_weight, num_columns
+from test_parity_cpu_experts import assert_near, hot_ids, pair, spread_ids, tamed
 
-from m2serve.checkpoint.weights import DenseWeight, Int8Weight, Nvfp4Weight, Weight
+from m2serve.checkpoint.weights import (
+    DenseWeight,
+    Fp8BlockWeight,
+    Int8Weight,
+    Nvfp4Weight,
+    Weight,
+)
+from m2serve.kernels import reference
 from m2serve.kernels.cpu_library import load_cpu_library
 from m2serve.kernels.cpu_linear import CpuMatmul
 from m2serve.kernels.dequantize import dequantize
@@ -127,3 +135,119 @@ def test_infinities_and_nan_of_one_token_stay_with_it() -> None:
     assert torch.equal(y[others], plain[others])
     assert bool(y[20].isnan().all())
     assert not bool(y[7].isfinite().any())
+
+
+@pytest.mark.parametrize("block_size", [(128, 64), (48, 192), (7, 64)])
+def test_fp8_of_other_blocks(block_size: tuple[int, int]) -> None:
+    stored = fp8((), 80, 400)
+    assert isinstance(stored, Fp8BlockWeight)
+    scale = torch.rand(-(-80 // block_size[0]), -(-400 // block_size[1]))
+    weight = Fp8BlockWeight(stored.weight, scale, block_size)
+    x = torch.randn(40, 400)
+    assert_tiles(matmul("int8").linear(x, weight), x, weight)
+
+
+@pytest.mark.parametrize("has_zero_point", [False, True])
+@pytest.mark.parametrize("group", [64, 256])
+def test_int4_of_other_groups(group: int, has_zero_point: bool) -> None:
+    weight = int4(group, torch.float16, has_zero_point)((), 96, 768)
+    x = torch.randn(40, 768)
+    assert_tiles(matmul("int8").linear(x, weight), x, weight)
+    assert_tiles_rounded(matmul().linear(x.bfloat16(), weight), x, weight)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+@pytest.mark.parametrize("rows", [96, 90])
+def test_int8_with_other_scales(dtype: torch.dtype, rows: int) -> None:
+    stored = int8((), rows, 260)
+    assert isinstance(stored, Int8Weight)
+    weight = Int8Weight(stored.weight, stored.scale.to(dtype))
+    x = torch.randn(40, 260)
+    assert_tiles(matmul("int8").linear(x, weight), x, weight)
+
+
+@pytest.mark.parametrize("format", TILE_FORMATS)
+def test_few_columns_and_few_rows_of_weights(format: str) -> None:
+    for rows, columns in ((16, 32), (5, 160), (1, 128), (33, 128)):
+        weight = make_weight(format, max(rows, 2), columns)
+        if num_columns(weight) == 0:
+            continue
+        x = torch.randn(20, num_columns(weight))
+        assert_tiles(matmul("int8").linear(x, weight), x, weight)
+
+
+def expected_experts(
+    x: torch.Tensor, w13: Weight, w2: Weight, weights: torch.Tensor, ids: torch.Tensor
+) -> torch.Tensor:
+    """In float64 but for what the tiles round: activations, what lies between, and the weights."""
+    num_experts = ids.max() + 1
+    between = tile_weight(w13).unflatten(0, (-1, 2, tile_weight(w2).shape[1]))
+    down = tile_weight(w2).unflatten(0, (-1, x.shape[1]))
+    y = torch.zeros(x.shape, dtype=torch.float64)
+    for expert in range(int(num_experts)):
+        token, place = (ids == expert).nonzero(as_tuple=True)
+        gate, up = (F.linear(x[token].bfloat16().double(), part) for part in between[expert])
+        hidden = (F.silu(gate) * up).bfloat16().double()
+        y.index_add_(0, token, F.linear(hidden, down[expert]) * weights[token, place, None])
+    return y
+
+
+@pytest.mark.parametrize("activation", ["float", "int8"])
+@pytest.mark.parametrize("format", TILE_FORMATS)
+def test_experts(format: str, activation: Literal["float", "int8"]) -> None:
+    """Also one that all tokens name, one that one token names, last, and one named twice."""
+    w13, w2 = pair(format)
+    x = torch.randn(200, w2_rows(w2)).bfloat16().float()
+    last = spread_ids(200, 2).clamp(max=7)
+    last[-1, -1] = 8
+    twice = hot_ids(200, 3)
+    twice[5] = 4
+    for ids in (spread_ids(200, 3), hot_ids(200, 3), last, twice):
+        weights = torch.rand(ids.shape)
+        given = x if activation == "int8" else x.bfloat16()
+        y = matmul(activation).experts(given, w13, w2, weights, ids).double()
+        assert_near(y, expected_experts(x, w13, w2, weights, ids), 1e-2)
+
+
+def w2_rows(w2: Weight) -> int:
+    return int(dequantize(w2).shape[-2])
+
+
+@pytest.mark.parametrize(
+    ("first", "second"), [("f32", "nvfp4"), ("nvfp4", "f32"), ("int8", "bf16")]
+)
+def test_experts_of_two_formats(first: str, second: str) -> None:
+    (w13, _), (_, w2) = pair(first), pair(second)
+    width = min(num_columns(w2), dequantize(w13).shape[-2])
+    assert width == num_columns(w2)
+    x, ids = torch.randn(100, w2_rows(w2)), spread_ids(100, 3)
+    weights = torch.rand(ids.shape)
+    expected = reference.experts(x, w13, w2, weights, ids)
+    assert_near(matmul("int8").experts(x, w13, w2, weights, ids), expected, 2e-2)
+
+
+@pytest.mark.parametrize("format", ["bf16", "nvfp4", "int4-g128-zero-points"])
+def test_experts_of_any_number_of_threads(format: str) -> None:
+    w13, w2 = pair(format)
+    x, ids = torch.randn(100, w2_rows(w2)), spread_ids(100, 3)
+    weights = torch.rand(ids.shape)
+    before = torch.get_num_threads()
+    results = []
+    for count in (1, 2, 5):
+        torch.set_num_threads(count)
+        results.append(matmul("int8").experts(x, w13, w2, weights, ids))
+    torch.set_num_threads(before)
+    assert torch.equal(results[0], results[1])
+    assert torch.equal(results[0], results[2])
+
+
+def test_experts_of_more_tokens_than_one_slice() -> None:
+    """The last slice has too few rows an expert for the tiles."""
+    w13 = tamed(make_weight("int8", 32, 64, batch=(9, 2)))
+    w2 = tamed(make_weight("int8", 64, 32, batch=(9,), seed=1))
+    x, ids = torch.randn(1030, 64).bfloat16().float(), spread_ids(1030, 2)
+    weights = torch.rand(ids.shape)
+    y = matmul("int8").experts(x, w13, w2, weights, ids).double()
+    assert_near(y[:1024], expected_experts(x, w13, w2, weights, ids)[:1024], 1e-2)
+    few = matmul("int8").experts(x[1024:], w13, w2, weights[1024:], ids[1024:])
+    assert torch.equal(y[1024:], few.double())

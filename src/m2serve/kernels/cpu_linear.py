@@ -17,8 +17,9 @@ from m2serve.kernels.cpu_weights import cpu_weight
 # What the activations become before they meet a quantised weight: "float" leaves them as they are,
 # "int8" rounds them to int8 with a scale for every 16 or 32 values, for formats with integer codes
 # and a number of rows that is a multiple of 8 (AVX2) or 16 (AVX-512). Other weights meet many rows
-# in bfloat16 where the machine multiplies that, else float ones. With AMX all weights meet 16 rows
-# and more in bfloat16.
+# in bfloat16 where the machine multiplies that, else float ones. With AMX a product of 16 rows or
+# more (of experts: 16 for each that is hit, on average) is bfloat16 instead of int8, too, so that
+# what a prompt gives depends by rounding on how it was cut, and a batch on its size.
 CpuActivation = Literal["float", "int8"]
 
 _FLOAT, _BF16, INT8_ACTIVATION = range(3)  # m2_activation of cpu/types.h

@@ -13,6 +13,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
+from m2serve.environment import this_machine
 from m2serve.errors import UsageError
 from m2serve.kernels import cpu_library, reference
 from m2serve.kernels.cpu_library import (
@@ -44,14 +45,16 @@ def test_without_a_library_pytorch_computes(fresh: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.skipif(find_cpu_library() is None, reason="no library was built")
-@pytest.mark.parametrize("isa", ["avx2", "none"])
+@pytest.mark.parametrize("isa", ["amx", "avx512", "avx2", "none"])
 def test_the_instruction_set_can_be_forced(isa: str) -> None:
     code = "from m2serve.kernels.cpu_library import *; print(describe_cpu_kernels())"
     environment = {"M2_CPU_ISA": isa, "PATH": "/usr/bin:/bin"}
     line = subprocess.run(
         [sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True
     ).stdout
-    assert ("avx2" in line) if isa == "avx2" else ("PyTorch" in line)
+    flags = this_machine().cpu_flags
+    has_it = {"avx2": "avx2", "avx512": "avx512_bf16", "amx": "amx_bf16"}.get(isa) in flags
+    assert (f"CPU kernels: {isa}" in line) if has_it else ("PyTorch" in line)
 
 
 @pytest.mark.parametrize("isa", ["avx", "AVX2", "", "AMX"])

@@ -1,6 +1,8 @@
 // Attention of a prompt's tokens in the tile registers of AMX: queries, keys, weights and values in
-// bfloat16, sums and the online softmax in float32. Row by row as attend.h: what a row gives does not
-// depend on the rows beside it.
+// bfloat16, sums and the online softmax in float32. Row by row as attend.h: what a row gives does
+// not depend on the rows beside it, as long as all values of a tile are finite. One that is not
+// spoils the rows of its own sequence that share the tile, also those that do not see it: a weight
+// of 0 does not help there, and the request fails.
 #pragma once
 
 #include <algorithm>
@@ -24,7 +26,9 @@ struct TileAttention {
     uint8_t* weights;  // bfloat16 [16, kTileKeys]
     float *key_scales, *value_scales;  // [kTileKeys], INT8
 };
-inline int64_t whole_tiles(int64_t rows) { return (rows + kRegisterRows - 1) / kRegisterRows * kRegisterRows; }
+inline int64_t whole_tiles(int64_t rows) {
+    return (rows + kRegisterRows - 1) / kRegisterRows * kRegisterRows;
+}
 inline TileAttention tile_attention(void* memory, int64_t rows, int64_t padded) {
     auto* at = reinterpret_cast<uint8_t*>((reinterpret_cast<uintptr_t>(memory) + 63) / 64 * 64);
     const auto take = [&](int64_t bytes) {
@@ -77,7 +81,8 @@ inline void turn_key_tile(const HeadVectors& keys, const int64_t* places, int64_
             if constexpr (format == M2_KV_BF16) {
                 tiles[(first * kKeyTiles + key_tile) * kRegisterPairs + i] = raw;
             } else {  // four dims of every key
-                constexpr int64_t tile = i / (kRegisterPairs / 2), pair = i % (kRegisterPairs / 2) * 2;
+                constexpr int64_t kHalf = kRegisterPairs / 2;
+                constexpr int64_t tile = i / kHalf, pair = i % kHalf * 2;
                 I* to = tiles + ((first + tile) * kKeyTiles + key_tile) * kRegisterPairs + pair;
                 to[0] = pairs_of(kv_part<format, 0>(raw), kv_part<format, 1>(raw));
                 to[1] = pairs_of(kv_part<format, 2>(raw), kv_part<format, 3>(raw));
@@ -104,10 +109,6 @@ template <int32_t format>
 inline void fill_tiles(const Tile& tile, int64_t padded, const TileAttention& work) {
     const HeadVectors keys(tile.cache, tile.cache.keys);
     const HeadVectors values(tile.cache, tile.cache.values);
-    if (tile.cache.head_dim != padded) {
-        std::memset(work.keys, 0, static_cast<size_t>(padded * kTileKeys * 2));
-        std::memset(work.values, 0, static_cast<size_t>(padded * kTileKeys * 2));
-    }
     for (int64_t j = 0; j < tile.count; j += kRegisterRows) {
         turn_key_tile<format>(keys, tile.places + j, j / kRegisterRows, work.keys);
     }
@@ -130,9 +131,10 @@ inline void fill_tiles(const Tile& tile, int64_t padded, const TileAttention& wo
 }
 
 // Four tiles of results side by side: rows [16, 4 * 16] of a product over `steps` tiles. Tile s of
-// the left side is at left + s * 64, of the right ones at right + s * right_step, one after the other.
+// the left side is at left + s * 64, of the right ones at right + s * right_step, side by side.
 inline void four_tiles(const uint8_t* left, int64_t left_stride, const I* right,
                        int64_t right_step, int64_t steps, float* to, int64_t to_stride) {
+    finish_stores();
     _tile_zero(0);
     _tile_zero(1);
     _tile_zero(2);
@@ -172,8 +174,8 @@ struct Softening {
     int64_t first, count;
 };
 
-// The scores of the keys a row sees become weights in bfloat16 relative to its new maximum, all others
-// 0; alpha is what the old sums are multiplied with. As soften of attend.h, sixteen rows at once.
+// The scores of the keys a row sees become weights in bfloat16 relative to its new maximum, all
+// others 0; alpha is what the old sums are multiplied with. As soften of attend.h, of 16 rows.
 template <int32_t format>
 inline void soften_rows(const Softening& of, const TileAttention& work, float* alpha) {
     constexpr int kVectors = kTileKeys / kLanes;
@@ -188,7 +190,9 @@ inline void soften_rows(const Softening& of, const TileAttention& work, float* a
         tops[r] = least;
         each<kVectors>([&](auto v) {
             F score = load(scores + v * kLanes);
-            if constexpr (format == M2_KV_INT8) score = mul(score, load(work.key_scales + v * kLanes));
+            if constexpr (format == M2_KV_INT8) {
+                score = mul(score, load(work.key_scales + v * kLanes));
+            }
             const auto mask = static_cast<__mmask16>(sees >> (v * kLanes));
             score = _mm512_mask_blend_ps(mask, least, score);
             store(scores + v * kLanes, score);
@@ -266,12 +270,17 @@ void attend_tiles_to(const HeadKeys& range, const HeadKeys& next, const QueryRow
     const TileAttention work = tile_attention(memory, rows.count(), padded);
     const int64_t last = rows.first_position + rows.num_tokens;
     round_queries(rows, padded, work.queries);
+    if (range.cache.head_dim != padded) {  // what lies behind the last dimension stays 0
+        std::memset(work.keys, 0, static_cast<size_t>(padded * kTileKeys * 2));
+        std::memset(work.values, 0, static_cast<size_t>(padded * kTileKeys * 2));
+    }
     const TileRegisters registers;
     by_tiles(range, next, last, [&](int64_t key, const Tile& tile, const Tile&) {
         const int64_t hidden = key - rows.first_position;  // tokens that see none of them
         const int64_t first_row = hidden > 0 ? hidden * rows.heads : 0;
         fill_tiles<format>(tile, padded, work);
-        for (int64_t r = first_row / kRegisterRows * kRegisterRows; r < rows.count(); r += kRegisterRows) {
+        const int64_t first = first_row / kRegisterRows * kRegisterRows;
+        for (int64_t r = first; r < rows.count(); r += kRegisterRows) {
             attend_rows<format>(tile, key, rows, r, padded, work);
         }
     });

@@ -35,6 +35,8 @@ m2_kv_cache layer_of(const m2_kv_cache& cache, int64_t layer) {
 void AttentionPlan::make(const m2_batch& batch, int64_t query_heads, int64_t kv_heads,
                          int64_t head_dim, bool may_round) {
     may_round_ = may_round;
+    const TokenKernels& kernels = *best_token_kernels();
+    const int64_t prompt_rows = may_round ? kernels.prompt_rows : kernels.item_rows;
     query_heads_ = query_heads;
     kv_heads_ = kv_heads;
     head_dim_ = head_dim;
@@ -51,7 +53,7 @@ void AttentionPlan::make(const m2_batch& batch, int64_t query_heads, int64_t kv_
             add_decode(s, row, context);
             continue;
         }
-        const int64_t step = std::max<int64_t>(1, best_token_kernels()->item_rows / group_);
+        const int64_t step = std::max<int64_t>(1, prompt_rows / group_);
         // From the back: the items with the longest contexts first.
         for (int64_t start = (count - 1) / step * step; start >= 0 && count > 0; start -= step) {
             const int64_t tokens = std::min(step, count - start);
@@ -68,7 +70,7 @@ void AttentionPlan::make(const m2_batch& batch, int64_t query_heads, int64_t kv_
         rows = std::max(rows, unit.item.num_tokens * group_);
         most_rows_ = std::max(most_rows_, unit.num_heads * unit.item.num_tokens * group_);
     }
-    const int64_t attend_floats = best_token_kernels()->attend_scratch_bytes(rows, head_dim) / 4;
+    const int64_t attend_floats = kernels.attend_scratch_bytes(rows, head_dim) / 4;
     scratch_floats_ = round_up(most_rows_ * (2 * padded_ + 2) + attend_floats, kLineFloats);
     scratch_.resize(static_cast<size_t>(num_threads() * scratch_floats_));
 }

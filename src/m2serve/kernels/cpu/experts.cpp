@@ -159,7 +159,7 @@ void slice(const m2_weight& w13, const m2_weight& w2, const float* x, const floa
         gate_and_up(pass, chunk / blocks(node), rows.begin, rows.end);
     });
     prepare(w2, pass.hidden, pairs, pass.between);
-    const bool long_chunks = rows <= kFewRows || tiles;
+    const bool long_chunks = rows <= kFewRows || pass.hidden.kind == ActivationKind::kTiles;
     const int64_t per_thread = long_chunks ? kLongChunksPerThread : kChunksPerThread;
     const int64_t columns = rows_per_chunk(w2.rows, seats.num_threads(), least2, per_thread);
     for (int node = 0; node < seats.num_nodes; ++node) {

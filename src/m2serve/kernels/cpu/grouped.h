@@ -17,7 +17,6 @@ namespace {
 
 constexpr int8_t kE2m1Twice[16] = {0, 1, 2, 3, 4, 6, 8, 12, 0, -1, -2, -3, -4, -6, -8, -12};
 constexpr int8_t kE2m1Shifted[16] = {12, 13, 14, 15, 16, 18, 20, 24, 12, 11, 10, 9, 8, 6, 4, 0};
-constexpr int kMostNvfp4 = 24;
 constexpr int8_t kLess8[16] = {-8, -7, -6, -5, -4, -3, -2, -1, 0, 1, 2, 3, 4, 5, 6, 7};
 
 // Entries of a row, each for some columns; `end` is that of the whole matrix, up to which one may
@@ -61,7 +60,7 @@ inline F lane_floats(int32_t type, const void* from) {
 struct Nvfp4 {
     static constexpr int kGroup = 16;
     static constexpr int kScaleBytes = 1;
-    static constexpr int kMostCode = kMostNvfp4;  // unsigned
+    static constexpr int kMostCode = 24;  // unsigned
     static constexpr float kZero = 0, kInt8Zero = 12;
     static F lane_scales(const uint8_t* from) { return e4m3_floats(from); }
     static F scales(const Row& row, int64_t first, int count) {
@@ -69,6 +68,7 @@ struct Nvfp4 {
         return lane_scales(entries<1>(row.scale, first, count, 0, buffer));
     }
     static F zeros(const Row&, int64_t, int) { return splat(0); }
+    static constexpr float nibble_value(int code) { return 0.5f * kE2m1Twice[code]; }
     static I codes(I nibbles) { return look_up(table16(kE2m1Twice), nibbles); }
     static I unsigned_codes(I nibbles) { return look_up(table16(kE2m1Shifted), nibbles); }
 };
@@ -103,6 +103,7 @@ struct Int4 {
         return spread(bytes_to_floats(entries<1>(row.zero_point, first, count, shift, buffer)),
                       shift);
     }
+    static constexpr float nibble_value(int code) { return asymmetric ? code : kLess8[code]; }
     static I codes(I nibbles) { return asymmetric ? nibbles : look_up(table16(kLess8), nibbles); }
     static I unsigned_codes(I nibbles) { return nibbles; }
 };

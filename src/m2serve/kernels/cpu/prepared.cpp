@@ -109,7 +109,7 @@ Activations make_activations(const m2_weight& weight, ActivationKind kind, int64
     if (tiles) num_rows += kRegisterRows - 1;
     const int64_t size = kind == ActivationKind::kFloat ? 4 : kind == ActivationKind::kInt8 ? 1 : 2;
     const int64_t values = num_rows * x.padded * size;
-    const int64_t groups = num_rows * (x.padded / x.group);
+    const int64_t groups = tiles ? 0 : num_rows * (x.padded / x.group);
     auto* memory = static_cast<uint8_t*>(workspace.get(values + 2 * groups * 4));
     x.values = memory;
     x.scale = reinterpret_cast<float*>(memory + values);

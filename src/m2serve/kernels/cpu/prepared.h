@@ -26,7 +26,8 @@ RowBytes row_bytes(const m2_weight& weight);
 // What borders between rows of the weight that different threads compute are multiples of.
 int64_t least_rows(const m2_weight& weight);
 
-// Room for `num_rows` rows in `workspace`, for Kernels::prepare_row to fill.
+// Room for `num_rows` rows in `workspace`, for Kernels::prepare_row to fill; for kTiles there is memory
+// for a whole tile of rows behind the last.
 Activations make_activations(const m2_weight& weight, ActivationKind kind, int64_t num_rows,
                              Workspace& workspace);
 

@@ -83,8 +83,9 @@ void to_floats(int32_t format, const void* from, int64_t count, float* to) {
 constexpr int64_t kItemRows = 48;
 
 constexpr TokenKernels kTokenKernels{
-    kItemRows,    attend_scratch_bytes, attend, attend,     attend_token,   arrange_dims, order_dims,
-    add_rms_norm, rotate,               store_head, scale_row, add_scaled_row, to_floats};
+    kItemRows,  kItemRows, attend_scratch_bytes, attend,         attend,
+    attend_token, arrange_dims, order_dims,      add_rms_norm,   rotate,
+    store_head, scale_row, add_scaled_row,       to_floats};
 
 }  // namespace
 }  // namespace m2::M2_ISA

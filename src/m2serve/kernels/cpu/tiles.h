@@ -8,34 +8,36 @@ namespace {
 
 constexpr int64_t kRegisterColumns = 32;  // numbers in bfloat16 of a row
 constexpr int kRegisterPairs = kRegisterColumns / 2;
-constexpr int64_t kRegisterBytes = kRegisterPairs * kBytes;
 constexpr int64_t kRegisterRows = 16;
 
-// Registers are in use while this lives.
+struct alignas(64) TileConfig {
+    uint8_t palette = 1, start_row = 0, reserved[14] = {};
+    uint16_t row_bytes[16] = {};
+    uint8_t rows[16] = {};
+
+    constexpr TileConfig() {
+        for (int i = 0; i < 8; ++i) {
+            row_bytes[i] = kBytes;
+            rows[i] = kRegisterRows;
+        }
+    }
+};
+
+// The registers are in use while this lives.
 class TileRegisters {
   public:
     TileRegisters() {
-        static const Config config;
+        static constexpr TileConfig config;
         _tile_loadconfig(&config);
     }
     ~TileRegisters() { _tile_release(); }
     TileRegisters(const TileRegisters&) = delete;
     TileRegisters& operator=(const TileRegisters&) = delete;
-
-  private:
-    struct alignas(64) Config {
-        uint8_t palette = 1, start_row = 0, reserved[14] = {};
-        uint16_t row_bytes[16] = {};
-        uint8_t rows[16] = {};
-
-        Config() {
-            for (int i = 0; i < 8; ++i) {
-                row_bytes[i] = kBytes;
-                rows[i] = kRegisterRows;
-            }
-        }
-    };
 };
+
+// What was written before is in memory for the loads of tiles that follow: GCC's do not say that they
+// read any.
+inline void finish_stores() { asm volatile("" ::: "memory"); }
 
 // Lane i: even[i] and odd[i] rounded to nearest even, the even one lower.
 inline I pairs_of(F even, F odd) {

@@ -8,16 +8,13 @@
 namespace m2::M2_ISA {
 namespace {
 
-// What a code of four bits is worth, as a float, in every lane whose lowest bits are the code.
+// What a code of four bits is worth before zero point and scale, in every lane whose lowest bits are
+// the code.
 template <class Format>
 inline F code_values() {
     alignas(64) static constexpr auto kValues = [] {
         struct { float of[16]; } values{};
-        for (int code = 0; code < 16; ++code) {
-            values.of[code] = Format::kZero < 0                 ? static_cast<float>(code)
-                              : Format::kMostCode == kMostNvfp4 ? 0.5f * kE2m1Twice[code]
-                                                                : kLess8[code];
-        }
+        for (int code = 0; code < 16; ++code) values.of[code] = Format::nibble_value(code);
         return values;
     }();
     return load(kValues.of);

@@ -11,45 +11,47 @@
 namespace m2::M2_ISA {
 namespace {
 
-constexpr int64_t kPanelColumns = 512;   // both slabs of a panel stay in the first cache
+constexpr int64_t kPanelColumns = 512;  // both slabs of a panel stay in the first cache
 constexpr int64_t kPanelSteps = kPanelColumns / kRegisterColumns;
-constexpr int64_t kSliceTokens = 512;    // whose columns of a panel stay in the second
+constexpr int64_t kSliceTokens = 512;  // whose columns of a panel stay in the second
 
 struct TileScratch {
     alignas(64) I weights[2][kPanelSteps][kRegisterPairs];
     alignas(64) float sums[2][2][kRegisterRows][kLanes];  // [tokens, rows, token, row]
 };
 
-// One or two blocks of 16 tokens, whose rows are `stride` bytes apart, against two slabs of weights.
-template <int num_blocks>
-inline void tile_product(const uint8_t* x, int64_t stride,
-                         const I (*weights)[kPanelSteps][kRegisterPairs], int64_t steps,
-                         float (*sums)[2][kRegisterRows][kLanes]) {
+// One or two blocks of 16 tokens, whose rows are `stride` bytes apart, against one or two slabs.
+template <int num_blocks, int num_slabs>
+inline void tile_product(const uint8_t* x, int64_t stride, int64_t steps, TileScratch& scratch) {
     const uint8_t* second = x + kRegisterRows * stride;
+    finish_stores();
     _tile_zero(0);
-    _tile_zero(1);
-    if constexpr (num_blocks == 2) {
-        _tile_zero(2);
-        _tile_zero(3);
-    }
+    if constexpr (num_slabs == 2) _tile_zero(1);
+    if constexpr (num_blocks == 2) _tile_zero(2);
+    if constexpr (num_blocks == 2 && num_slabs == 2) _tile_zero(3);
     for (int64_t s = 0; s < steps; ++s) {
-        _tile_loadd(6, weights[0][s], kBytes);
-        _tile_loadd(7, weights[1][s], kBytes);
+        _tile_loadd(6, scratch.weights[0][s], kBytes);
         _tile_loadd(4, x + s * kBytes, stride);
         _tile_dpbf16ps(0, 4, 6);
-        _tile_dpbf16ps(1, 4, 7);
+        if constexpr (num_slabs == 2) {
+            _tile_loadd(7, scratch.weights[1][s], kBytes);
+            _tile_dpbf16ps(1, 4, 7);
+        }
         if constexpr (num_blocks == 2) {
             _tile_loadd(5, second + s * kBytes, stride);
             _tile_dpbf16ps(2, 5, 6);
-            _tile_dpbf16ps(3, 5, 7);
         }
+        if constexpr (num_blocks == 2 && num_slabs == 2) _tile_dpbf16ps(3, 5, 7);
     }
-    _tile_stored(0, sums[0][0], kBytes);
-    _tile_stored(1, sums[0][1], kBytes);
-    if constexpr (num_blocks == 2) {
-        _tile_stored(2, sums[1][0], kBytes);
-        _tile_stored(3, sums[1][1], kBytes);
-    }
+    _tile_stored(0, scratch.sums[0][0], kBytes);
+    if constexpr (num_slabs == 2) _tile_stored(1, scratch.sums[0][1], kBytes);
+    if constexpr (num_blocks == 2) _tile_stored(2, scratch.sums[1][0], kBytes);
+    if constexpr (num_blocks == 2 && num_slabs == 2) _tile_stored(3, scratch.sums[1][1], kBytes);
+}
+
+inline auto tile_product_of(int num_blocks, int num_slabs) {
+    if (num_slabs == 2) return num_blocks == 2 ? tile_product<2, 2> : tile_product<1, 2>;
+    return num_blocks == 2 ? tile_product<2, 1> : tile_product<1, 1>;
 }
 
 inline const uint8_t* tile_activations(const Task& task, int64_t m, int64_t k) {
@@ -63,8 +65,7 @@ struct Finish {
 };
 inline void add_tile(const Task& task, int64_t m, int64_t m1, int64_t n, const Finish& finish,
                      const float (*sums)[kLanes]) {
-    if (n >= task.n1) return;
-    const F factor = tile_factor(task, n);
+    const F factor = finish.is_last ? tile_factor(task, n) : zero();
     const int64_t rows = std::min<int64_t>(kLanes, task.n1 - n);
     const auto there = static_cast<__mmask16>((1u << rows) - 1);
     for (int64_t i = 0; i < kRegisterRows && m + i < m1; ++i) {
@@ -81,9 +82,8 @@ void panel(const Task& task, int64_t m0, int64_t m1, int64_t k, TileScratch& scr
     const int64_t steps = (columns + kRegisterColumns - 1) / kRegisterColumns;
     const Finish finish{k == 0, k + kPanelColumns >= task.w.columns};
     for (int64_t n = task.n0; n < task.n1; n += 2 * kLanes) {
-        for (int s = 0; s < 2; ++s) {
-            // A second slab that is not there is computed from what is left of another, not kept.
-            if (n + s * kLanes >= task.n1) break;
+        const int num_slabs = n + kLanes < task.n1 ? 2 : 1;
+        for (int s = 0; s < num_slabs; ++s) {
             for (int64_t step = 0; step < steps; ++step) {
                 Tiles::expand(task, n + s * kLanes, k + step * kRegisterColumns,
                               scratch.weights[s][step]);
@@ -91,11 +91,10 @@ void panel(const Task& task, int64_t m0, int64_t m1, int64_t k, TileScratch& scr
         }
         for (int64_t m = m0; m < m1; m += 2 * kRegisterRows) {
             const int num_blocks = m + kRegisterRows < m1 ? 2 : 1;
-            const auto product = num_blocks == 2 ? tile_product<2> : tile_product<1>;
-            product(tile_activations(task, m, k), task.x.padded * 2, scratch.weights, steps,
-                    scratch.sums);
+            tile_product_of(num_blocks, num_slabs)(tile_activations(task, m, k),
+                                                   task.x.padded * 2, steps, scratch);
             for (int t = 0; t < num_blocks; ++t) {
-                for (int s = 0; s < 2; ++s) {
+                for (int s = 0; s < num_slabs; ++s) {
                     add_tile(task, m + t * kRegisterRows, m1, n + s * kLanes, finish,
                              scratch.sums[t][s]);
                 }

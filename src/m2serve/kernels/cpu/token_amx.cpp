@@ -1,5 +1,5 @@
-// The kernels of a token for AMX with bfloat16: those of AVX-512, and attention of a prompt's tokens in
-// the tile registers. A float32 cache is exact, and stays with the vectors.
+// The kernels of a token for AMX with bfloat16: those of AVX-512, and attention of a prompt's tokens
+// in the tile registers.
 #define M2_ISA amx
 #define M2_HAS_BF16_DOT
 #include "simd_avx512.h"
@@ -13,7 +13,7 @@ namespace M2_ISA {
 namespace {
 
 // More rows share what is made of the keys and values.
-constexpr int64_t kItemRows = 96;
+constexpr int64_t kPromptRows = 96;
 
 void attend_in_tiles(const HeadKeys& keys, const HeadKeys& next, const QueryRows& rows,
                      void* memory) {
@@ -21,7 +21,7 @@ void attend_in_tiles(const HeadKeys& keys, const HeadKeys& next, const QueryRows
         case M2_KV_BF16: return attend_tiles_to<M2_KV_BF16>(keys, next, rows, memory);
         case M2_KV_INT8: return attend_tiles_to<M2_KV_INT8>(keys, next, rows, memory);
         case M2_KV_FP8: return attend_tiles_to<M2_KV_FP8>(keys, next, rows, memory);
-        default: return avx512_token_kernels()->attend(keys, next, rows, memory);
+        default: return;  // float32 is exact, and stays with `attend`
     }
 }
 int64_t scratch_bytes(int64_t rows, int64_t head_dim) {
@@ -35,7 +35,7 @@ int64_t scratch_bytes(int64_t rows, int64_t head_dim) {
 const TokenKernels* amx_token_kernels() {
     static const TokenKernels kernels = [] {
         TokenKernels all = *avx512_token_kernels();
-        all.item_rows = M2_ISA::kItemRows;
+        all.prompt_rows = M2_ISA::kPromptRows;
         all.attend_scratch_bytes = M2_ISA::scratch_bytes;
         all.attend_prompt = M2_ISA::attend_in_tiles;
         return all;

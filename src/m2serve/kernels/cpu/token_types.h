@@ -64,15 +64,15 @@ struct QueryRows {
 
 // The kernels of one instruction set for all that is no matrix product.
 struct TokenKernels {
-    // Query rows that `attend_prompt` is best given at once.
-    int64_t item_rows;
+    // Query rows that `attend` and `attend_prompt` are best given at once.
+    int64_t item_rows, prompt_rows;
     // Bytes of scratch the others need for so many query rows.
     int64_t (*attend_scratch_bytes)(int64_t rows, int64_t head_dim);
     // Brings the keys into the state of the rows; a token sees the keys up to its position. Keys that
     // no row sees are not read. `next` is what will be wanted after them.
     void (*attend)(const HeadKeys&, const HeadKeys& next, const QueryRows&, void* scratch);
-    // The same for tokens of a prompt: where the machine has tiles, with queries and weights rounded to
-    // bfloat16, unless the cache is float32.
+    // The same for tokens of a prompt where rounding to bfloat16 is allowed and the cache is not
+    // float32: with tiles, queries and weights are rounded.
     void (*attend_prompt)(const HeadKeys&, const HeadKeys& next, const QueryRows&, void* scratch);
     // The same as `attend` for one token of are_few_heads, whose rows of q have been through arrange_dims.
     void (*attend_token)(const HeadKeys&, const HeadKeys& next, const QueryRows&, void* scratch);

@@ -20,7 +20,7 @@ enum m2_format : int32_t {
 // weights. BF16: bfloat16 on a machine that multiplies it and where rows are many enough to gain,
 // otherwise as FLOAT. INT8: int8 with a scale for every 16 (NVFP4) or 32 values, for formats with
 // an integer code whose rows are interleaved; otherwise as BF16. Many rows on a machine with AMX are
-// always as BF16: its tiles have no scales inside a sum, and lose less.
+// as BF16 unless FLOAT was asked for: its tiles have no scales inside a sum, and lose less.
 enum m2_activation : int32_t {
     M2_ACTIVATION_FLOAT = 0,
     M2_ACTIVATION_BF16 = 1,
@@ -88,7 +88,8 @@ struct Kernels {
     int lanes;  // rows of a slab of interleaved weights
     // Row `row` of the activations from `columns` float32 values. Needs no scratch.
     void (*prepare_row)(const Matrix&, const Activations&, int64_t row, const float* x);
-    // c[m * ldc + n - n0] for rows n0..n1 of the matrix and activation rows tokens[m] (m if null).
+    // c[m * ldc + n - n0] for rows n0..n1 of the matrix and activation rows tokens[m] (m if null;
+    // of kTiles they follow one another).
     // `scratch` has scratch_bytes(), 64-byte aligned.
     void (*matmul)(const Matrix&, int64_t n0, int64_t n1, const Activations&, const int32_t* tokens,
                    int64_t num_tokens, float* c, int64_t ldc, void* scratch);
