@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from m2serve.chat.tokenizer import Tokenizer
 from training.mixture import STAGES, document_rng, draw_sample
 from training.modeling import Block
-from training.precision import padded_to
+from training.precision import ROWS_MULTIPLE, padded_to
 from training.rendering import Document, render_document
 from training.sharing import dealt_out
 from training.split import Split
@@ -27,7 +27,6 @@ DOCUMENTS_A_STEP = 1_000_000  # more than any step has; keeps the numbers of ste
 MAX_PADDING = 0.1  # of a block's longest document
 PADDING_ID = 0
 IGNORED = -100  # what torch's cross_entropy leaves out
-SIZE_MULTIPLE = 256
 
 
 @dataclass(frozen=True)
@@ -120,8 +119,8 @@ def in_few_sizes(batch: Batch) -> Batch:
     """The batch with padding behind it, so that few sizes of matrices occur (`precision.py`): rows
     that predict nothing have the target IGNORED, and belong to no document (-1)."""
     num_tokens, num_rows = len(batch.token_ids), len(batch.rows)
-    padding = padded_to(num_tokens, SIZE_MULTIPLE) - num_tokens
-    idle = padded_to(num_rows, SIZE_MULTIPLE) - num_rows
+    padding = padded_to(num_tokens, ROWS_MULTIPLE) - num_tokens
+    idle = padded_to(num_rows, ROWS_MULTIPLE) - num_rows
     return Batch(
         token_ids=F.pad(batch.token_ids, (0, padding), value=PADDING_ID),
         is_real=F.pad(batch.is_real, (0, padding)),

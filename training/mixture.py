@@ -38,15 +38,15 @@ GENERATORS: Mapping[str, Generator] = {
 }
 # Documents, not tokens.
 WEIGHTS: Mapping[str, float] = {
-    "free_question": 27,
-    "multiple_choice": 16,
-    "arithmetic": 13,
-    "tool_use": 56,
-    "retrieval": 5,
-    "copying": 3,
-    "small_talk": 5,
+    "free_question": 40,
+    "multiple_choice": 34,
+    "arithmetic": 18,
+    "tool_use": 44,
+    "retrieval": 7,
+    "copying": 4,
+    "small_talk": 4,
     "json_object": 5,
-    "python_function": 4,
+    "python_function": 2,
 }
 SYSTEM_SHARE = 0.12
 

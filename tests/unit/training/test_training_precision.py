@@ -14,7 +14,6 @@ from m2serve.chat.tokenizer import Tokenizer
 from training import attention, modeling, precision
 from training.batches import (
     IGNORED,
-    SIZE_MULTIPLE,
     in_few_sizes,
     make_batch,
     start_worker,
@@ -103,7 +102,11 @@ def test_gradients_are_those_of_float32(tokenizer: Tokenizer) -> None:
 def test_padding_changes_no_loss_and_no_load(tokenizer: Tokenizer) -> None:
     batch = make_batch(step_documents(0, 0, 1, 900, tokenizer))
     padded = in_few_sizes(batch)
-    assert len(padded.token_ids) % SIZE_MULTIPLE == len(padded.rows) % SIZE_MULTIPLE == 0
+    assert (
+        len(padded.token_ids) % precision.ROWS_MULTIPLE
+        == len(padded.rows) % precision.ROWS_MULTIPLE
+        == 0
+    )
     assert len(padded.token_ids) > len(batch.token_ids)
     assert int((padded.targets == IGNORED).sum()) == len(padded.rows) - len(batch.rows)
     model, _ = fresh()

@@ -6,6 +6,7 @@
 #include "linear.h"
 #include "pool.h"
 #include "prepared.h"
+#include "token_types.h"
 
 namespace m2 {
 namespace {
@@ -102,6 +103,7 @@ void gate_and_up(const Pass& pass, int64_t hit, int64_t n0, int64_t n1) {
 // does not depend on which thread takes what.
 void down(const Pass& pass, int64_t num_tokens, int64_t n0, int64_t n1) {
     const Kernels& run = *best_kernels();
+    const auto add_scaled_row = best_token_kernels()->add_scaled_row;
     Scratch& scratch = scratch_of_thread();
     const int64_t width = pass.w2.rows, size = n1 - n0;
     void* kernel = scratch.kernel.get(run.scratch_bytes);
@@ -116,8 +118,7 @@ void down(const Pass& pass, int64_t num_tokens, int64_t n0, int64_t n1) {
         for (int64_t pair = first; pair < end; ++pair) {
             const float weight = pass.routing.weights[pair];
             const float* from = part + (pair - first) * size;
-            float* to = pass.y + pass.routing.tokens[pair] * width + n0;
-            for (int64_t n = 0; n < size; ++n) to[n] += weight * from[n];
+            add_scaled_row(from, weight, size, pass.y + pass.routing.tokens[pair] * width + n0);
         }
     }
 }
