@@ -138,7 +138,7 @@ def test_a_model_learns_in_bfloat16(tokenizer: Tokenizer) -> None:
     assert model.wants_few_sizes
     optimizer = Optimizer(model)
     losses = []
-    for step in range(16):
+    for step in range(24):
         batch = in_few_sizes(make_batch(step_documents(0, 0, step, 1200, tokenizer)))
         logits = model(batch.token_ids, batch.blocks, batch.rows, batch.is_real).logits
         loss = F.cross_entropy(logits, batch.targets)
