@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import pytest
@@ -159,16 +160,22 @@ def test_a_token_does_not_depend_on_its_company_or_the_threads() -> None:
         torch.set_num_threads(count)
         expected[count] = together.native()
         assert torch.equal(expected[1], expected[count])
-    for index, (start, end) in enumerate(zip(*shifted(together.query_start_loc), strict=True)):
-        alone = Case(
-            together.q[start:end],
-            together.keys,
-            together.values,
-            torch.tensor([0, end - start], dtype=torch.int32),
-            together.seq_lens[index : index + 1],
-            together.block_table[index : index + 1],
-        )
+    for start, end, alone in each_alone(together):
         assert torch.equal(alone.native(), expected[1][start:end])
+
+
+def each_alone(case: Case) -> Iterator[tuple[int, int, Case]]:
+    """Every sequence as a step of its own, and where its rows are in the case's."""
+    for index, (start, end) in enumerate(zip(*shifted(case.query_start_loc), strict=True)):
+        alone = Case(
+            case.q[start:end],
+            case.keys,
+            case.values,
+            torch.tensor([0, end - start], dtype=torch.int32),
+            case.seq_lens[index : index + 1],
+            case.block_table[index : index + 1],
+        )
+        yield start, end, alone
 
 
 def shifted(starts: torch.Tensor) -> tuple[list[int], list[int]]:

@@ -6,7 +6,7 @@ import random
 
 import pytest
 import torch
-from test_parity_cpu_attention import HEADS, LIBRARY, MIXED, NATIVE, Case, make_case, shifted
+from test_parity_cpu_attention import HEADS, LIBRARY, MIXED, NATIVE, Case, each_alone, make_case
 from test_parity_cpu_kv_dtypes import HEAD_DIM, Cache, tokens
 from test_parity_cpu_kv_dtypes import HEADS as CACHE_HEADS
 
@@ -125,15 +125,7 @@ def test_a_token_does_not_depend_on_its_company_or_the_threads() -> None:
     torch.set_num_threads(before)
     assert torch.equal(results[0], results[1])
     assert torch.equal(results[0], results[2])
-    for index, (start, end) in enumerate(zip(*shifted(together.query_start_loc), strict=True)):
-        alone = Case(
-            together.q[start:end],
-            together.keys,
-            together.values,
-            torch.tensor([0, end - start], dtype=torch.int32),
-            together.seq_lens[index : index + 1],
-            together.block_table[index : index + 1],
-        )
+    for start, end, alone in each_alone(together):
         assert torch.equal(alone.native(), results[0][start:end])
 
 
