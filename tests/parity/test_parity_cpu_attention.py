@@ -41,6 +41,17 @@ class Case:
         where = (self.query_start_loc, self.seq_lens, self.block_table)
         return NATIVE.paged_attention(self.q, keys, values, *where)
 
+    def part(self, sequence: int, start: int, end: int, seq_len: int) -> Case:
+        """Rows start..end alone, which are of one sequence, when it has seq_len tokens."""
+        return Case(
+            self.q[start:end],
+            self.keys,
+            self.values,
+            torch.tensor([0, end - start], dtype=torch.int32),
+            torch.tensor([seq_len], dtype=torch.int32),
+            self.block_table[sequence : sequence + 1],
+        )
+
     def expected(self) -> torch.Tensor:
         """In float64, so that the error is ours alone."""
         q, keys, values = (tensor.double() for tensor in (self.q, self.keys, self.values))
@@ -167,15 +178,7 @@ def test_a_token_does_not_depend_on_its_company_or_the_threads() -> None:
 def each_alone(case: Case) -> Iterator[tuple[int, int, Case]]:
     """Every sequence as a step of its own, and where its rows are in the case's."""
     for index, (start, end) in enumerate(zip(*shifted(case.query_start_loc), strict=True)):
-        alone = Case(
-            case.q[start:end],
-            case.keys,
-            case.values,
-            torch.tensor([0, end - start], dtype=torch.int32),
-            case.seq_lens[index : index + 1],
-            case.block_table[index : index + 1],
-        )
-        yield start, end, alone
+        yield start, end, case.part(index, start, end, int(case.seq_lens[index]))
 
 
 def shifted(starts: torch.Tensor) -> tuple[list[int], list[int]]:
@@ -188,14 +191,7 @@ def test_a_prompt_in_chunks_is_the_whole_prompt() -> None:
     expected = whole.native()
     start = 0
     for count in (7, 1, 64, 2, 100, 1, 25):
-        chunk = Case(
-            whole.q[start : start + count],
-            whole.keys,
-            whole.values,
-            torch.tensor([0, count], dtype=torch.int32),
-            torch.tensor([30 + start + count], dtype=torch.int32),
-            whole.block_table,
-        )
+        chunk = whole.part(0, start, start + count, 30 + start + count)
         found, wanted = chunk.native(), expected[start : start + count]
         assert torch.equal(found, wanted) or (count == 1 and error(found, wanted) < 1e-6)
         start += count

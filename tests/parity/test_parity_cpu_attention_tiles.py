@@ -102,14 +102,7 @@ def test_a_prompt_in_chunks_is_the_whole_prompt() -> None:
     expected = whole.native()
     start = 0
     for count in (7, 64, 2, 100, 3, 24):
-        chunk = Case(
-            whole.q[start : start + count],
-            whole.keys,
-            whole.values,
-            torch.tensor([0, count], dtype=torch.int32),
-            torch.tensor([30 + start + count], dtype=torch.int32),
-            whole.block_table,
-        )
+        chunk = whole.part(0, start, start + count, 30 + start + count)
         assert torch.equal(chunk.native(), expected[start : start + count])
         start += count
     assert start == 200

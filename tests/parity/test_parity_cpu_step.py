@@ -139,7 +139,10 @@ def test_bfloat16_is_nearer_to_float32_than_the_reference() -> None:
     expected = logits_of(in_float32(plain))
 
     ours, theirs = (logits_of(model, torch.bfloat16) - expected for model in (native, plain))
-    assert typical(ours) < 0.8 * typical(theirs)
+    library = load_cpu_library()
+    assert library is not None
+    most = 0.8 if library.isa == "amx" else 0.7  # whose attention rounds queries and weights
+    assert typical(ours) < most * typical(theirs)
 
 
 def in_float32(model: MiniMaxM2) -> MiniMaxM2:

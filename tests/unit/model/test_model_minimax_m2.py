@@ -9,6 +9,7 @@ import torch
 from tiny import build_tiny
 
 from m2serve.checkpoint.reader import Checkpoint
+from m2serve.kernels.cpu_library import load_cpu_library
 from m2serve.model.batch import ForwardBatch, KVCache
 from m2serve.model.loader import load_model
 from m2serve.model.minimax_m2 import MiniMaxM2, allocate_kv_cache
@@ -56,13 +57,15 @@ def forward(model: MiniMaxM2, batch: ForwardBatch, cache: KVCache) -> torch.Tens
 
 
 def test_only_the_rows_asked_for_get_logits_and_in_that_order(model: MiniMaxM2) -> None:
-    """Few rows of the head keep float activations where many are rounded to bfloat16."""
+    """A CPU that multiplies bfloat16 rounds the activations of many rows of the head, not of few."""
     cache = empty_cache(model)
     every = forward(model, one_sequence(IDS, 0, list(range(9))), cache)
     some = forward(model, one_sequence(IDS, 0, [8, 0, 3]), empty_cache(model))
     assert every.dtype == some.dtype == torch.float32
     assert every.shape == (9, model.shape.vocab_size)
-    tolerance = 1e-3 if cache.keys.dtype == torch.float32 else 2e-2
+    library = load_cpu_library()
+    rounds = library is not None and library.isa in ("avx512", "amx")
+    tolerance = 2e-2 if rounds and cache.keys.dtype == torch.bfloat16 else 1e-3
     assert torch.allclose(some, every[[8, 0, 3]], rtol=tolerance, atol=tolerance)
     assert some.argmax(-1).tolist() == every[[8, 0, 3]].argmax(-1).tolist()
 

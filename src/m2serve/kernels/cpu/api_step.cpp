@@ -107,11 +107,10 @@ int m2_norm_rotate_and_store(const m2_kv_cache* cache, const m2_batch* batch, in
 }
 
 int m2_paged_attention(const m2_kv_cache* cache, const m2_batch* batch, int64_t query_heads,
-                       int64_t may_round,                        const float* q, float* out) {
+                       int64_t may_round, const float* q, float* out) {
     return guarded([&] {
         m2::AttentionPlan plan;
-        plan.make(*batch, query_heads, cache->kv_heads, cache->head_dim,
-                  may_round != 0 && cache->format != M2_KV_F32);
+        plan.make(*batch, query_heads, *cache, may_round != 0);
         plan.run(*cache, *batch, q, out);
     });
 }

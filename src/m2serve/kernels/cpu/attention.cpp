@@ -32,16 +32,16 @@ m2_kv_cache layer_of(const m2_kv_cache& cache, int64_t layer) {
     return one;
 }
 
-void AttentionPlan::make(const m2_batch& batch, int64_t query_heads, int64_t kv_heads,
-                         int64_t head_dim, bool may_round) {
-    may_round_ = may_round;
+void AttentionPlan::make(const m2_batch& batch, int64_t query_heads, const m2_kv_cache& cache,
+                         bool may_round) {
+    may_round_ = may_round && cache.format != M2_KV_F32;
     const TokenKernels& kernels = *best_token_kernels();
-    const int64_t prompt_rows = may_round ? kernels.prompt_rows : kernels.item_rows;
+    const int64_t prompt_rows = may_round_ ? kernels.prompt_rows : kernels.item_rows;
     query_heads_ = query_heads;
-    kv_heads_ = kv_heads;
-    head_dim_ = head_dim;
-    group_ = query_heads / kv_heads;
-    padded_ = padded_head(head_dim);
+    kv_heads_ = cache.kv_heads;
+    head_dim_ = cache.head_dim;
+    group_ = query_heads_ / kv_heads_;
+    padded_ = padded_head(head_dim_);
     items_.clear();
     splits_.clear();
     num_partials_ = 0;
@@ -70,7 +70,7 @@ void AttentionPlan::make(const m2_batch& batch, int64_t query_heads, int64_t kv_
         rows = std::max(rows, unit.item.num_tokens * group_);
         most_rows_ = std::max(most_rows_, unit.num_heads * unit.item.num_tokens * group_);
     }
-    const int64_t attend_floats = kernels.attend_scratch_bytes(rows, head_dim) / 4;
+    const int64_t attend_floats = kernels.attend_scratch_bytes(rows, head_dim_) / 4;
     scratch_floats_ = round_up(most_rows_ * (2 * padded_ + 2) + attend_floats, kLineFloats);
     scratch_.resize(static_cast<size_t>(num_threads() * scratch_floats_));
 }

@@ -141,11 +141,7 @@ void slice(const m2_weight& w13, const m2_weight& w2, const float* x, const floa
               make_activations(w2, kind_for(w2, activation, rows), pairs, for_hidden),
               static_cast<float*>(for_between.get(pairs * w13.rows * 4)),
               y};
-    if (tiles) {
-        prepare(w13, pass.x, pairs, x, routing.tokens.data());
-    } else {
-        prepare(w13, pass.x, num_tokens, x);
-    }
+    prepare(w13, pass.x, tiles ? pairs : num_tokens, x, tiles ? routing.tokens.data() : nullptr);
     const Seating& seats = seating();
     int64_t chunks[kMaxNodes];
     const int64_t least13 = least_rows(w13), least2 = least_rows(w2);

@@ -115,8 +115,7 @@ void Step::forward(const m2_model& model, const m2_kv_cache& cache, const m2_bat
     const TokenKernels& kernels = *best_token_kernels();
     const int64_t size = model.hidden_size;
     reserve(model, batch);
-    attention_.make(batch, model.query_heads, model.kv_heads, model.head_dim,
-                    model.activation != M2_ACTIVATION_FLOAT && cache.format != M2_KV_F32);
+    attention_.make(batch, model.query_heads, cache, model.activation != M2_ACTIVATION_FLOAT);
     rotary_cos_sin(batch.positions, batch.num_tokens, model.inverse_frequencies,
                    model.rotary_dim / 2, cos_.data(), sin_.data());
     for_rows(batch.num_tokens, [&](int64_t t) {
