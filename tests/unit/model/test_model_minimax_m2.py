@@ -57,7 +57,7 @@ def forward(model: MiniMaxM2, batch: ForwardBatch, cache: KVCache) -> torch.Tens
 
 
 def test_only_the_rows_asked_for_get_logits_and_in_that_order(model: MiniMaxM2) -> None:
-    """A CPU that multiplies bfloat16 rounds the activations of many rows of the head, not of few."""
+    """A CPU that multiplies bfloat16 rounds activations of many rows of the head, not of few."""
     cache = empty_cache(model)
     every = forward(model, one_sequence(IDS, 0, list(range(9))), cache)
     some = forward(model, one_sequence(IDS, 0, [8, 0, 3]), empty_cache(model))
