@@ -16,7 +16,8 @@ from torch import nn
 
 from m2serve.spec.shape import ModelShape
 from training.attention import attend
-from training.precision import ROWS_MULTIPLE, computing_in, fused, is_mixed_on_cpu, padded_to
+from training.experts import run_experts
+from training.precision import computing_in, fused, is_mixed_on_cpu
 
 
 @dataclass(frozen=True)
@@ -193,8 +194,9 @@ class SparseMoe(nn.Module):
         weights_Tk, ids_Tk = self.route(x_TH)
         load = torch.zeros(self.gate.shape[0], device=x_TH.device)
         load.index_add_(0, ids_Tk.flatten(), is_real_T.float().repeat_interleave(self.top_k))
-        combine = self.combine_padded if is_mixed_on_cpu(x_TH) else self.combine
-        return combine(x_TH, weights_Tk, ids_Tk), load
+        if is_mixed_on_cpu(x_TH):
+            return run_experts(x_TH, weights_Tk, ids_Tk, self.w13, self.w2), load
+        return self.combine(x_TH, weights_Tk, ids_Tk), load
 
     def route(self, x_TH: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         with torch.autocast(x_TH.device.type, enabled=False):
@@ -220,27 +222,6 @@ class SparseMoe(nn.Module):
             outputs.append(F.linear(F.silu(gate) * (up * scale.to(up.dtype)), w2))
         out = torch.zeros(x_TH.shape, dtype=torch.float32, device=x_TH.device)
         return out.index_add(0, token, torch.cat(outputs).float())
-
-    def combine_padded(
-        self, x_TH: torch.Tensor, weights_Tk: torch.Tensor, ids_Tk: torch.Tensor
-    ) -> torch.Tensor:
-        """The same with as many rows for every expert: two products for all. Rows an expert has no
-        token for are the first token's with a weight of zero."""
-        experts = self.gate.shape[0]
-        flat = ids_Tk.flatten()
-        order = flat.argsort(stable=True)
-        counts = torch.bincount(flat, minlength=experts)
-        rows = padded_to(int(counts.max()), ROWS_MULTIPLE)
-        expert = flat[order]
-        place = torch.arange(len(flat)) - (counts.cumsum(0) - counts)[expert] + expert * rows
-        token = flat.new_zeros(experts * rows).index_copy_(0, place, order // self.top_k)
-        scale = weights_Tk.new_zeros(experts * rows)
-        scale = scale.index_copy(0, place, weights_Tk.flatten()[order]).view(experts, rows, 1)
-        x_ERH = x_TH.bfloat16().index_select(0, token).view(experts, rows, -1)
-        up_ERI = torch.bmm(x_ERH, self.w13.flatten(1, 2).transpose(1, 2))
-        y_ERH = torch.bmm(_gated_fused(up_ERI, scale), self.w2.transpose(1, 2))
-        out = torch.zeros(x_TH.shape, dtype=torch.float32)
-        return out.index_add(0, token, y_ERH.flatten(0, 1).float())
 
 
 def rms_norm(x: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:
@@ -280,12 +261,6 @@ def _prepare_fused(
 ) -> torch.Tensor:
     heads = _rms_norm_bfloat16(x_TP, weight, eps).unflatten(1, (-1, head_dim))
     return apply_rotary(heads, cos, sin)
-
-
-@fused
-def _gated_fused(up_ERI: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
-    gate, up = up_ERI.float().chunk(2, -1)
-    return (F.silu(gate) * (up * scale)).bfloat16()
 
 
 def apply_rotary(x_TQD: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
