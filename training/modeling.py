@@ -164,10 +164,8 @@ class Attention(nn.Module):
         q = prepare(F.linear(x_TH, self.q_proj), self.q_norm, eps, head_dim, *rotary)
         k = prepare(F.linear(x_TH, self.k_proj), self.k_norm, eps, head_dim, *rotary)
         v = F.linear(x_TH, self.v_proj).unflatten(1, (-1, head_dim))
-        sizes = [block.count * block.length for block in blocks]
-        parts = zip(blocks, q.split(sizes), k.split(sizes), v.split(sizes), strict=True)
-        attended = [attend(*heads, block.count, block.length) for block, *heads in parts]
-        return F.linear(torch.cat(attended), self.o_proj)
+        attended = attend(q, k, v, [(block.count, block.length) for block in blocks])
+        return F.linear(attended, self.o_proj)
 
 
 class SparseMoe(nn.Module):
