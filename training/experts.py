@@ -13,14 +13,18 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
+from torch.autograd.function import once_differentiable
 
-from training.precision import ROWS_MULTIPLE, fused
+from training.precision import ROWS_MULTIPLE, fused, padded_to
 
 
 @dataclass(frozen=True)
 class Rows:
-    """Where the tokens lie: `expert` its rows, `token_R` whose a row is (the first token's where an
-    expert has none for it), `of_token_Tk` the rows of a token."""
+    """Which row computes which token for which expert.
+
+    `expert` has each expert's rows; `token_R` is a row's token, `of_token_Tk` a token's rows. A row
+    that only fills up computes token 0 with a scale of 0, and no token sums it.
+    """
 
     expert: tuple[slice, ...]
     token_R: torch.Tensor
@@ -31,7 +35,7 @@ class Rows:
         ids = ids_Tk.flatten()
         order = ids.argsort(stable=True)
         counts = torch.bincount(ids, minlength=num_experts)
-        sizes = (counts + ROWS_MULTIPLE - 1) // ROWS_MULTIPLE * ROWS_MULTIPLE
+        sizes = padded_to(counts, ROWS_MULTIPLE)
         starts = sizes.cumsum(0) - sizes
         gaps = starts - (counts.cumsum(0) - counts)
         row = torch.arange(len(ids)) + gaps[ids[order]]
@@ -81,6 +85,7 @@ class _Experts(torch.autograd.Function):
         return _sum_of_rows(y, rows.of_token_Tk)
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, d_TH: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         x, gate, up, gated, scale, w1, w3, w2 = ctx.saved_tensors
         rows: Rows = ctx.rows

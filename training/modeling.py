@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from m2serve.spec.shape import ModelShape
+from training import tile_attention
 from training.attention import attend
 from training.experts import run_experts
 from training.precision import computing_in, fused, is_mixed_on_cpu
@@ -82,6 +83,10 @@ class MiniatureM2(nn.Module):
     def wants_few_sizes(self) -> bool:
         """Whether batches are to be padded to few sizes (`batches.in_few_sizes`)."""
         return self.norm.device.type == "cpu" and self.compute_dtype == torch.bfloat16
+
+    @property
+    def attends_in_tiles(self) -> bool:
+        return self.wants_few_sizes and tile_attention.is_available(self.shape.head_dim)
 
     def head(self, x_RH: torch.Tensor) -> torch.Tensor:
         """Float32 logits [R, V] of the residual stream behind the last layer."""

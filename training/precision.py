@@ -15,13 +15,14 @@ import sysconfig
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
-from typing import ParamSpec
+from typing import ParamSpec, TypeVar
 
 import torch
 
 ROWS_MULTIPLE = 64  # matrices have a multiple of this many rows, so that few sizes occur
 
 P = ParamSpec("P")
+Size = TypeVar("Size", int, torch.Tensor)
 
 
 PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16}
@@ -29,9 +30,18 @@ PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 def fastest_dtype(device_type: str) -> torch.dtype:
     """In which the device multiplies fastest: bfloat16 on CUDA and on a CPU with AMX."""
+    return torch.bfloat16 if device_type == "cuda" or has_amx() else torch.float32
+
+
+def has_amx() -> bool:
+    """Whether this CPU has tile registers for bfloat16."""
     capabilities = getattr(torch.cpu, "get_capabilities", dict)()  # newer than PyTorch 2.9
-    has_bfloat16 = device_type == "cuda" or capabilities.get("amx_bf16")
-    return torch.bfloat16 if has_bfloat16 else torch.float32
+    return bool(capabilities.get("amx_bf16"))
+
+
+def cpp_compiler() -> str | None:
+    """$CXX or g++, where it is."""
+    return shutil.which(os.environ.get("CXX", "g++"))
 
 
 def precision_of(dtype: torch.dtype) -> str:
@@ -75,8 +85,8 @@ def fused(function: Callable[P, torch.Tensor]) -> Callable[P, torch.Tensor]:
 def can_compile() -> bool:
     """What PyTorch's compiler for CPUs needs: $CXX or g++, and Python.h."""
     headers = Path(sysconfig.get_paths()["include"], "Python.h")
-    return shutil.which(os.environ.get("CXX", "g++")) is not None and headers.is_file()
+    return cpp_compiler() is not None and headers.is_file()
 
 
-def padded_to(size: int, multiple: int) -> int:
+def padded_to(size: Size, multiple: int) -> Size:
     return -(-size // multiple) * multiple

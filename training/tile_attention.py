@@ -9,7 +9,6 @@ from __future__ import annotations
 import ctypes
 import hashlib
 import os
-import shutil
 import subprocess
 import sys
 import tempfile
@@ -20,10 +19,22 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch.autograd.function import once_differentiable
+
+from training.precision import cpp_compiler, has_amx
 
 HEAD_DIM = 64
 NATIVE = Path(__file__).with_name("native")
-FLAGS = ("-std=c++20", "-O3", "-march=native", "-fopenmp", "-shared", "-fPIC", "-w")
+# What every CPU with AMX has, so that a cache several machines share is right for all of them.
+ISA = "avx512f avx512bw avx512dq avx512vl avx512bf16 fma amx-tile amx-bf16"
+FLAGS = (
+    "-std=c++20",
+    "-O3",
+    *(f"-m{name}" for name in ISA.split()),
+    "-fopenmp",
+    "-shared",
+    "-fPIC",
+)
 
 
 def is_available(head_dim: int) -> bool:
@@ -34,8 +45,14 @@ def attend_documents(
     q_TQD: torch.Tensor, k_TGD: torch.Tensor, v_TGD: torch.Tensor, lengths: Sequence[int]
 ) -> torch.Tensor:
     """What each token reads from those before it in its document, bfloat16 [T, Q * D]; the
-    documents of `lengths` tokens lie one behind the other."""
+    documents of `lengths` tokens lie one behind the other. Raises ValueError where sizes do not fit
+    each other."""
     starts = torch.tensor([0, *accumulate(lengths)])
+    tokens, query_heads, _ = q_TQD.shape
+    is_fitting = k_TGD.shape == v_TGD.shape == (tokens, k_TGD.shape[1], q_TQD.shape[2])
+    if not is_fitting or int(starts[-1]) != tokens or query_heads % k_TGD.shape[1]:
+        shapes = ", ".join(str(tuple(x.shape)) for x in (q_TQD, k_TGD, v_TGD))
+        raise ValueError(f"documents of {starts[-1]} tokens, and heads of {shapes}")
     heads = (x.to(torch.bfloat16).contiguous() for x in (q_TQD, k_TGD, v_TGD))
     out = _Attention.apply(*heads, starts)
     assert isinstance(out, torch.Tensor)
@@ -48,18 +65,19 @@ class _Attention(torch.autograd.Function):
         ctx: Any, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, starts: torch.Tensor
     ) -> torch.Tensor:
         out = torch.empty_like(q)
-        log_sums = torch.empty(q.shape[1], q.shape[0])
-        _call("attention_forward", (q, k, v), starts, (out, log_sums))
-        ctx.save_for_backward(q, k, v, out, log_sums, starts)
+        logsumexp = torch.empty(q.shape[1], q.shape[0], dtype=torch.float32)
+        _call("attention_forward", (q, k, v), starts, (out, logsumexp))
+        ctx.save_for_backward(q, k, v, out, logsumexp, starts)
         return out
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, d_out: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
-        q, k, v, out, log_sums, starts = ctx.saved_tensors
-        slopes = tuple(torch.empty_like(x) for x in (q, k, v))
+        q, k, v, out, logsumexp, starts = ctx.saved_tensors
+        grads = tuple(torch.empty_like(x) for x in (q, k, v))
         d_out = d_out.to(torch.bfloat16).contiguous()
-        _call("attention_backward", (q, k, v, out, log_sums, d_out), starts, slopes)
-        return *slopes, None
+        _call("attention_backward", (q, k, v, out, logsumexp, d_out), starts, grads)
+        return *grads, None
 
 
 def _call(
@@ -82,34 +100,43 @@ def _call(
 
 @cache
 def _library() -> ctypes.CDLL | None:
-    """None without AMX or Linux, and, with a line that says so, without a compiler for it."""
-    capabilities = getattr(torch.cpu, "get_capabilities", dict)()
-    if not capabilities.get("amx_bf16") or sys.platform != "linux":
+    """None without AMX, and, with a line that says why, where it cannot be built or used."""
+    if not has_amx():
         return None
     try:
-        compiler = shutil.which(os.environ.get("CXX", "g++"))
-        if compiler is None:
-            raise FileNotFoundError("no C++ compiler ($CXX or g++)")
-        library = ctypes.CDLL(str(_built(compiler)))
-    except (OSError, subprocess.CalledProcessError) as error:
-        reason = (getattr(error, "stderr", "") or str(error)).strip().partition("\n")[0]
+        library = ctypes.CDLL(str(_built(cpp_compiler())))
+        if library.attention_prepare() != 0:
+            raise OSError("Linux does not grant the tile registers")
+    except (OSError, RuntimeError, subprocess.CalledProcessError) as error:
+        reason = _first_error(getattr(error, "stderr", None) or str(error))
         print(f"attention is not compiled, which trains slower: {reason}", file=sys.stderr)
         return None
-    return library if library.attention_prepare() == 0 else None
+    return library
 
 
-def _built(compiler: str) -> Path:
-    """The library of these sources and this machine, in the user's cache."""
+def _first_error(text: str) -> str:
+    """Of a compiler's message the line that says what is wrong."""
+    lines = text.strip().splitlines()
+    return next((line for line in lines if "error" in line), lines[0])
+
+
+def _built(compiler: str | None) -> Path:
+    """The library of these sources and this compiler, in the user's cache."""
+    if compiler is None:
+        raise OSError("no C++ compiler ($CXX or g++)")
     base = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    version = subprocess.run([compiler, "--version"], capture_output=True, check=True).stdout
     sources = b"".join(path.read_bytes() for path in sorted(NATIVE.iterdir()))
-    key = hashlib.sha256(sources + version + " ".join(FLAGS).encode()).hexdigest()[:16]
+    about = _run(compiler, "--version") + " ".join(FLAGS)
+    key = hashlib.sha256(sources + about.encode()).hexdigest()[:16]
     built = base / "m2serve" / f"training-attention-{key}.so"
     if not built.is_file():
         built.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=built.parent) as folder:
             made = Path(folder, built.name)
-            command = [compiler, *FLAGS, "-o", str(made), str(NATIVE / "attention.cpp")]
-            subprocess.run(command, capture_output=True, check=True, text=True)
+            _run(compiler, *FLAGS, "-o", str(made), str(NATIVE / "attention.cpp"))
             made.replace(built)
     return built
+
+
+def _run(*command: str) -> str:
+    return subprocess.run(command, capture_output=True, check=True, text=True).stdout

@@ -201,6 +201,7 @@ class Run:
             "parameters": num_parameters(SHAPE),
             "device": device,
             "precision": self.counters.precision,
+            "tile_attention": self.model.attends_in_tiles,
             "processes": self.num_processes,
             "threads": torch.get_num_threads(),
             "torch": torch.__version__,

@@ -3,7 +3,7 @@
 // their softmax are float32 and never leave the cache.
 //
 // Everything is cut into blocks of 64 tokens, and a head has 64 dims, so that every product is one
-// of 64 rows, 64 columns and 64 terms. Scores are in units of log2 (exponentials are powers of two).
+// of 64 rows, 64 columns and 64 terms. Scores are in units of log2: exponentials are powers of two.
 
 #include <immintrin.h>
 #include <sys/syscall.h>
@@ -40,7 +40,7 @@ inline void soften(const FloatBlock& scores, bool diagonal, float* top, float* t
         const __m512 reference = _mm512_set1_ps(now);
         __m512 sum = _mm512_setzero_ps();
         for (int64_t v = 0; v < 4; ++v) {
-            score[v] = power_of_two(_mm512_sub_ps(score[v], reference));
+            score[v] = exp2(_mm512_sub_ps(score[v], reference));
             if (diagonal) score[v] = _mm512_maskz_mov_ps(lanes_below(row + 1 - v * 16), score[v]);
             sum = _mm512_add_ps(sum, score[v]);
         }
@@ -72,6 +72,7 @@ struct Heads {
 struct Sizes {
     int64_t tokens;  // of all documents together
     Heads queries, keys;
+    int64_t group() const { return queries.heads / keys.heads; }  // queries that share a key
 };
 
 struct Document {
@@ -79,51 +80,61 @@ struct Document {
     int64_t rows_of(int64_t block) const { return std::min(kSide, length - block * kSide); }
 };
 
-void attend(const Sizes& sizes, const Document& document, int64_t key_head, const Number* q,
-            const Number* k, const Number* v, Number* out, float* log_sums) {
-    const TileRegisters registers;
-    const int64_t blocks = blocks_of(document.length);
-    const int64_t group = sizes.queries.heads / sizes.keys.heads;
-    std::vector<RightBlock> keys(blocks), values(blocks);
+struct PackedKeys {
+    RightBlock keys, values;  // terms are dims, terms are keys
+};
+
+// A block of a head's queries against all keys before it and its own.
+void attend_block(const Sizes& sizes, const Document& document, int64_t head, int64_t block,
+                  const Number* q, const std::vector<PackedKeys>& keys, Number* out,
+                  float* logsumexp) {
+    const int64_t count = document.rows_of(block), first = document.first + block * kSide;
+    const int64_t at = sizes.queries.at(first, head), stride = sizes.queries.stride();
     LeftBlock rows, weights;
-    FloatBlock scores, sums;
+    FloatBlock scores, sums{};
+    alignas(64) float top[kSide], total[kSide] = {};
+    std::fill(top, top + kSide, -1e30f);
+    load_rows(q + at, stride, count, rows);
+    for (int64_t j = 0; j <= block; ++j) {
+        multiply<false>(rows, keys[j].keys, scores);
+        soften(scores, j == block, top, total, sums, weights);
+        multiply<true>(weights, keys[j].values, sums);
+    }
+    for (int64_t row = 0; row < count; ++row) {
+        float* numbers = sums.numbers + row * kSide;
+        for (int64_t d = 0; d < kSide; ++d) numbers[d] /= total[row];
+        logsumexp[head * sizes.tokens + first + row] = top[row] + std::log2(total[row]);
+    }
+    store_rows(sums, 1.0f, count, out + at, stride);
+}
+
+void attend(const Sizes& sizes, const Document& document, int64_t key_head, const Number* q,
+            const Number* k, const Number* v, Number* out, float* logsumexp) {
+    const TileRegisters registers;
+    const int64_t blocks = blocks_of(document.length), group = sizes.group();
+    std::vector<PackedKeys> keys(blocks);
+    LeftBlock rows;
     for (int64_t b = 0; b < blocks; ++b) {
         const int64_t from = sizes.keys.at(document.first + b * kSide, key_head);
         load_rows(k + from, sizes.keys.stride(), document.rows_of(b), rows);
-        turn(rows, keys[b]);
+        pack_transposed(rows, keys[b].keys);
         load_rows(v + from, sizes.keys.stride(), document.rows_of(b), rows);
-        pair_rows(rows, values[b]);
+        pack_rows(rows, keys[b].values);
     }
     for (int64_t head = key_head * group; head < (key_head + 1) * group; ++head) {
         for (int64_t b = 0; b < blocks; ++b) {
-            const int64_t count = document.rows_of(b), first = document.first + b * kSide;
-            load_rows(q + sizes.queries.at(first, head), sizes.queries.stride(), count, rows);
-            alignas(64) float top[kSide], total[kSide] = {};
-            std::fill(top, top + kSide, -1e30f);
-            std::memset(&sums, 0, sizeof sums);
-            for (int64_t j = 0; j <= b; ++j) {
-                multiply<false>(rows, keys[j], scores);
-                soften(scores, j == b, top, total, sums, weights);
-                multiply<true>(weights, values[j], sums);
-            }
-            for (int64_t row = 0; row < count; ++row) {
-                float* numbers = sums.numbers + row * kSide;
-                for (int64_t d = 0; d < kSide; ++d) numbers[d] /= total[row];
-                log_sums[head * sizes.tokens + first + row] = top[row] + std::log2(total[row]);
-            }
-            store_rows(sums, 1.0f, count, out + sizes.queries.at(first, head),
-                       sizes.queries.stride());
+            attend_block(sizes, document, head, b, q, keys, out, logsumexp);
         }
     }
 }
 
-// What the backward pass needs of 64 queries of a head. Behind the last the log of the sum is
-// infinite, so that their weights are 0.
+// What the backward pass needs of 64 queries of a head. Behind the last, weights are as good as 0
+// (2^-126), and what they are multiplied with is 0.
 struct Queries {
-    RightBlock turned, paired;            // the queries
-    RightBlock slopes_turned, slopes_paired;  // of the loss by what they read
-    alignas(64) float log_sums[kSide], deltas[kSide];
-    FloatBlock slopes;  // of the loss by the queries: [dims, queries]
+    RightBlock transposed, rows;              // of the queries: terms are dims, terms are queries
+    RightBlock grads_transposed, grads_rows;  // of the loss by what they read
+    alignas(64) float logsumexp[kSide], deltas[kSide];
+    FloatBlock grads;  // of the loss by the queries, [dims, queries]
 };
 
 inline float dot(const Number* a, const Number* b) {
@@ -134,45 +145,36 @@ inline float dot(const Number* a, const Number* b) {
     return _mm512_reduce_add_ps(sum);
 }
 
-// Rows are keys, columns queries. `scores` become the weights (in bfloat16, on the left), and with
-// the slopes by weights those by scores, on the left and on the right.
-inline void weights_and_slopes(const FloatBlock& scores, const FloatBlock& by_weight, bool diagonal,
-                               const Queries& queries, LeftBlock& weights, LeftBlock& left,
-                               RightBlock& right) {
+// Rows are keys, columns queries: scores become weights, and gradients by the weights those by the
+// scores.
+inline void weights_and_grads(const FloatBlock& scores, const FloatBlock& by_weight, bool diagonal,
+                              const Queries& queries, LeftBlock& weights, LeftBlock& grads) {
     const __m512 scale = _mm512_set1_ps(kScaleLog2);
-    for (int64_t row = 0; row < kSide; row += 2) {
-        Number* paired = right.numbers + row / 32 * 4 * kTile + row % 32 / 2 * 32;
-        for (int64_t half = 0; half < 2; ++half) {
-            __m512i slopes[2];
-            for (int64_t r = 0; r < 2; ++r) {
-                const int64_t at = (row + r) * kSide + half * 32;
-                __m512 weight[2], slope[2];
-                for (int64_t v = 0; v < 2; ++v) {
-                    const int64_t query = half * 32 + v * 16;
-                    const __m512 log_sum = _mm512_load_ps(queries.log_sums + query);
-                    const __m512 score = _mm512_load_ps(scores.numbers + at + v * 16);
-                    weight[v] = power_of_two(_mm512_fmsub_ps(score, scale, log_sum));
-                    if (diagonal) {  // queries before the key do not see it
-                        const __mmask16 sees = ~lanes_below(row + r - query);
-                        weight[v] = _mm512_maskz_mov_ps(sees, weight[v]);
-                    }
-                    const __m512 delta = _mm512_load_ps(queries.deltas + query);
-                    const __m512 by = _mm512_load_ps(by_weight.numbers + at + v * 16);
-                    slope[v] = _mm512_mul_ps(weight[v], _mm512_sub_ps(by, delta));
-                }
-                _mm512_store_si512(weights.numbers + at, rounded(weight[0], weight[1]));
-                slopes[r] = rounded(slope[0], slope[1]);
-                _mm512_store_si512(left.numbers + at, slopes[r]);
+    for (int64_t row = 0; row < kSide; ++row) {
+        __m512 weight[4], grad[4];
+        for (int64_t v = 0; v < 4; ++v) {
+            const int64_t query = v * 16, at = row * kSide + query;
+            const __m512 logsumexp = _mm512_load_ps(queries.logsumexp + query);
+            const __m512 score = _mm512_load_ps(scores.numbers + at);
+            weight[v] = exp2(_mm512_fmsub_ps(score, scale, logsumexp));
+            if (diagonal) {  // queries before the key do not see it
+                weight[v] = _mm512_maskz_mov_ps(~lanes_below(row - query), weight[v]);
             }
-            Number* to = paired + 2 * half * kTile;
-            store_pairs(slopes[0], slopes[1], to, to + kTile);
+            const __m512 delta = _mm512_load_ps(queries.deltas + query);
+            const __m512 by = _mm512_load_ps(by_weight.numbers + at);
+            grad[v] = _mm512_mul_ps(weight[v], _mm512_sub_ps(by, delta));
+        }
+        for (int64_t v = 0; v < 4; v += 2) {
+            const int64_t at = row * kSide + v * 16;
+            _mm512_store_si512(weights.numbers + at, rounded(weight[v], weight[v + 1]));
+            _mm512_store_si512(grads.numbers + at, rounded(grad[v], grad[v + 1]));
         }
     }
 }
 
 struct Pass {
     const Number *q, *k, *v, *out, *d_out;
-    const float* log_sums;
+    const float* logsumexp;
     Number *d_q, *d_k, *d_v;
 };
 
@@ -182,79 +184,84 @@ void load_queries(const Sizes& sizes, const Document& document, int64_t head, in
     const int64_t from = sizes.queries.at(first, head), stride = sizes.queries.stride();
     LeftBlock rows;
     load_rows(pass.q + from, stride, count, rows);
-    turn(rows, to.turned);
-    pair_rows(rows, to.paired);
+    pack_transposed(rows, to.transposed);
+    pack_rows(rows, to.rows);
     load_rows(pass.d_out + from, stride, count, rows);
-    turn(rows, to.slopes_turned);
-    pair_rows(rows, to.slopes_paired);
+    pack_transposed(rows, to.grads_transposed);
+    pack_rows(rows, to.grads_rows);
     for (int64_t row = 0; row < kSide; ++row) {
         const bool is_there = row < count;
-        to.log_sums[row] = is_there ? pass.log_sums[head * sizes.tokens + first + row] : INFINITY;
+        to.logsumexp[row] = is_there ? pass.logsumexp[head * sizes.tokens + first + row] : INFINITY;
         to.deltas[row] = is_there ? dot(pass.out + from + row * stride,
                                         pass.d_out + from + row * stride)
                                   : 0.0f;
     }
-    std::memset(&to.slopes, 0, sizeof to.slopes);
+    std::memset(&to.grads, 0, sizeof to.grads);
 }
 
-void store_query_slopes(const Sizes& sizes, const Document& document, int64_t head, int64_t block,
-                        const FloatBlock& turned, Number* d_q) {
+void store_query_grads(const Sizes& sizes, const Document& document, int64_t head, int64_t block,
+                       const FloatBlock& transposed, Number* d_q) {
     FloatBlock rows;
-    for (int64_t i = 0; i < kSide; ++i) {
-        for (int64_t j = 0; j < kSide; ++j) {
-            rows.numbers[i * kSide + j] = turned.numbers[j * kSide + i];
-        }
-    }
+    transpose(transposed, rows);
     const int64_t to = sizes.queries.at(document.first + block * kSide, head);
     store_rows(rows, kScale, document.rows_of(block), d_q + to, sizes.queries.stride());
 }
 
 struct Keys {
-    LeftBlock keys, turned, values;  // [keys, dims], [dims, keys], [keys, dims]
-    FloatBlock key_slopes, value_slopes;
+    LeftBlock keys, transposed, values;  // [keys, dims], [dims, keys], [keys, dims]
+    FloatBlock key_grads, value_grads;
 };
+
+void load_keys(const Sizes& sizes, const Document& document, int64_t head, int64_t block,
+               const Pass& pass, Keys& to) {
+    const int64_t from = sizes.keys.at(document.first + block * kSide, head);
+    const int64_t count = document.rows_of(block), stride = sizes.keys.stride();
+    load_rows(pass.k + from, stride, count, to.keys);
+    load_rows(pass.v + from, stride, count, to.values);
+    transpose(to.keys, to.transposed);
+}
+
+void store_key_grads(const Sizes& sizes, const Document& document, int64_t head, int64_t block,
+                     const Keys& from, const Pass& pass) {
+    const int64_t to = sizes.keys.at(document.first + block * kSide, head);
+    const int64_t count = document.rows_of(block), stride = sizes.keys.stride();
+    store_rows(from.key_grads, kScale, count, pass.d_k + to, stride);
+    store_rows(from.value_grads, 1.0f, count, pass.d_v + to, stride);
+}
+
+void add_grads(Keys& keys, Queries& queries, bool diagonal) {
+    FloatBlock scores, by_weight;
+    LeftBlock weights, grads;
+    RightBlock grad_rows;
+    multiply<false>(keys.keys, queries.transposed, scores);
+    multiply<false>(keys.values, queries.grads_transposed, by_weight);
+    weights_and_grads(scores, by_weight, diagonal, queries, weights, grads);
+    pack_rows(grads, grad_rows);
+    multiply<true>(weights, queries.grads_rows, keys.value_grads);
+    multiply<true>(grads, queries.rows, keys.key_grads);
+    multiply<true>(keys.transposed, grad_rows, queries.grads);
+}
 
 void attend_backward(const Sizes& sizes, const Document& document, int64_t key_head,
                      const Pass& pass) {
     const TileRegisters registers;
-    const int64_t blocks = blocks_of(document.length);
-    const int64_t group = sizes.queries.heads / sizes.keys.heads;
+    const int64_t blocks = blocks_of(document.length), group = sizes.group();
     std::vector<Keys> keys(blocks);
     std::vector<Queries> queries(blocks);
-    for (int64_t b = 0; b < blocks; ++b) {
-        const int64_t from = sizes.keys.at(document.first + b * kSide, key_head);
-        load_rows(pass.k + from, sizes.keys.stride(), document.rows_of(b), keys[b].keys);
-        load_rows(pass.v + from, sizes.keys.stride(), document.rows_of(b), keys[b].values);
-        transpose(keys[b].keys, keys[b].turned);
-        std::memset(&keys[b].key_slopes, 0, 2 * sizeof(FloatBlock));
-    }
-    FloatBlock scores, by_weight;
-    LeftBlock weights, slopes;
-    RightBlock slopes_paired;
+    for (int64_t b = 0; b < blocks; ++b) load_keys(sizes, document, key_head, b, pass, keys[b]);
     for (int64_t head = key_head * group; head < (key_head + 1) * group; ++head) {
         for (int64_t b = 0; b < blocks; ++b) {
             load_queries(sizes, document, head, b, pass, queries[b]);
         }
         for (int64_t j = 0; j < blocks; ++j) {
-            for (int64_t i = j; i < blocks; ++i) {
-                multiply<false>(keys[j].keys, queries[i].turned, scores);
-                multiply<false>(keys[j].values, queries[i].slopes_turned, by_weight);
-                weights_and_slopes(scores, by_weight, i == j, queries[i], weights, slopes,
-                                   slopes_paired);
-                multiply<true>(weights, queries[i].slopes_paired, keys[j].value_slopes);
-                multiply<true>(slopes, queries[i].paired, keys[j].key_slopes);
-                multiply<true>(keys[j].turned, slopes_paired, queries[i].slopes);
-            }
+            for (int64_t i = j; i < blocks; ++i) add_grads(keys[j], queries[i], i == j);
         }
         for (int64_t b = 0; b < blocks; ++b) {
-            store_query_slopes(sizes, document, head, b, queries[b].slopes, pass.d_q);
+            store_query_grads(sizes, document, head, b, queries[b].grads, pass.d_q);
         }
     }
     for (int64_t b = 0; b < blocks; ++b) {
-        const int64_t to = sizes.keys.at(document.first + b * kSide, key_head);
-        const int64_t count = document.rows_of(b), stride = sizes.keys.stride();
-        store_rows(keys[b].key_slopes, kScale, count, pass.d_k + to, stride);
-        store_rows(keys[b].value_slopes, 1.0f, count, pass.d_v + to, stride);
+        store_key_grads(sizes, document, key_head, b, keys[b], pass);
     }
 }
 
@@ -279,24 +286,24 @@ int32_t attention_prepare() {
     return static_cast<int32_t>(syscall(SYS_arch_prctl, kRequestPermission, kTileData));
 }
 
-// q, out [tokens, query_heads, 64] and k, v [tokens, key_heads, 64] in bfloat16; log_sums
+// q, out [tokens, query_heads, 64] and k, v [tokens, key_heads, 64] in bfloat16; logsumexp
 // [query_heads, tokens]. Document d has the tokens from starts[d] to starts[d + 1].
 void attention_forward(const Number* q, const Number* k, const Number* v, const int64_t* starts,
                        int64_t documents, int64_t query_heads, int64_t key_heads, int32_t threads,
-                       Number* out, float* log_sums) {
+                       Number* out, float* logsumexp) {
     const Sizes sizes{starts[documents], {query_heads}, {key_heads}};
     for_each_head(sizes, starts, documents, threads, [&](const Document& document, int64_t head) {
-        attend(sizes, document, head, q, k, v, out, log_sums);
+        attend(sizes, document, head, q, k, v, out, logsumexp);
     });
 }
 
-// d_*: the slopes of the loss, shaped as what they belong to.
+// d_*: the grads of the loss, shaped as what they belong to.
 void attention_backward(const Number* q, const Number* k, const Number* v, const Number* out,
-                        const float* log_sums, const Number* d_out, const int64_t* starts,
+                        const float* logsumexp, const Number* d_out, const int64_t* starts,
                         int64_t documents, int64_t query_heads, int64_t key_heads, int32_t threads,
                         Number* d_q, Number* d_k, Number* d_v) {
     const Sizes sizes{starts[documents], {query_heads}, {key_heads}};
-    const Pass pass{q, k, v, out, d_out, log_sums, d_q, d_k, d_v};
+    const Pass pass{q, k, v, out, d_out, logsumexp, d_q, d_k, d_v};
     for_each_head(sizes, starts, documents, threads, [&](const Document& document, int64_t head) {
         attend_backward(sizes, document, head, pass);
     });

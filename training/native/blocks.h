@@ -19,7 +19,7 @@ struct alignas(64) TileConfig {
     uint8_t palette = 1, start_row = 0, reserved[14] = {};
     uint16_t row_bytes[16] = {};
     uint8_t rows[16] = {};
-    TileConfig() {
+    constexpr TileConfig() {
         for (int i = 0; i < 8; ++i) {
             row_bytes[i] = 64;
             rows[i] = 16;
@@ -29,10 +29,12 @@ struct alignas(64) TileConfig {
 
 struct TileRegisters {
     TileRegisters() {
-        const TileConfig config;
+        static constexpr TileConfig config;
         _tile_loadconfig(&config);
     }
     ~TileRegisters() { _tile_release(); }
+    TileRegisters(const TileRegisters&) = delete;
+    TileRegisters& operator=(const TileRegisters&) = delete;
 };
 
 // A block of 64 x 64 as the right side of a product: terms in pairs, [2, 4, 16, 16 columns, 2].
@@ -105,7 +107,7 @@ inline void store_pairs(__m512i even, __m512i odd, Number* low, Number* high) {
 }
 
 // Rows are terms.
-inline void pair_rows(const LeftBlock& from, RightBlock& to) {
+inline void pack_rows(const LeftBlock& from, RightBlock& to) {
     for (int64_t row = 0; row < kSide; row += 2) {
         const Number* even = from.numbers + row * kSide;
         Number* at = to.numbers + row / 32 * 4 * kTile + row % 32 / 2 * 32;
@@ -118,7 +120,7 @@ inline void pair_rows(const LeftBlock& from, RightBlock& to) {
 }
 
 // Columns are terms: `from` turned about.
-inline void turn(const LeftBlock& from, RightBlock& to) {
+inline void pack_transposed(const LeftBlock& from, RightBlock& to) {
     const __m512i lanes = _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
     const __m512i rows = _mm512_mullo_epi32(lanes, _mm512_set1_epi32(kSide / 2));
     for (int64_t pair = 0; pair < kSide / 2; ++pair) {
@@ -130,7 +132,8 @@ inline void turn(const LeftBlock& from, RightBlock& to) {
     }
 }
 
-inline void transpose(const LeftBlock& from, LeftBlock& to) {
+template <class Block>
+inline void transpose(const Block& from, Block& to) {
     for (int64_t i = 0; i < kSide; ++i) {
         for (int64_t j = 0; j < kSide; ++j) to.numbers[j * kSide + i] = from.numbers[i * kSide + j];
     }
@@ -160,9 +163,10 @@ inline void store_rows(const FloatBlock& from, float scale, int64_t count, Numbe
     }
 }
 
-// 2^x for x <= 0 or little more, by a polynomial around the nearest integer (relative error 3e-6).
-inline __m512 power_of_two(__m512 x) {
-    x = _mm512_max_ps(x, _mm512_set1_ps(-126.0f));
+// 2^x for x <= 0 or little more, by a polynomial around the nearest integer (relative error 3e-6);
+// 2^-126 for all that is less, NaN for NaN.
+inline __m512 exp2(__m512 x) {
+    x = _mm512_max_ps(_mm512_set1_ps(-126.0f), x);  // the second where one is NaN
     const __m512 whole = _mm512_roundscale_ps(x, 8);
     const __m512 part = _mm512_sub_ps(x, whole);
     __m512 sum = _mm512_set1_ps(1.33335581e-3f);

@@ -1,6 +1,7 @@
 """Muon's step, the balance of the experts, and going on as if never stopped."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -34,8 +35,9 @@ SMALL = ModelShape(
 )
 
 
-def fresh(seed: int = 0) -> tuple[MiniatureM2, Optimizer]:
-    model = MiniatureM2(SMALL, torch.Generator().manual_seed(seed))
+def fresh(seed: int = 0, head_dim: int = SMALL.head_dim) -> tuple[MiniatureM2, Optimizer]:
+    shape = replace(SMALL, head_dim=head_dim)
+    model = MiniatureM2(shape, torch.Generator().manual_seed(seed))
     return model, Optimizer(model)
 
 

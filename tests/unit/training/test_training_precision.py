@@ -40,24 +40,37 @@ def numbers(*shape: int, seed: int = 0) -> torch.Tensor:
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
 
 
-def test_experts_in_bfloat16_give_the_same() -> None:
+def off_by(got: torch.Tensor, expected: torch.Tensor) -> float:
+    return float((got - expected).norm() / expected.norm())
+
+
+def test_experts_in_bfloat16_give_the_same_forward_and_backward() -> None:
     moe = random_model().layers[0].block_sparse_moe
-    x = numbers(50, SMALL.hidden_size)
-    weights, ids = moe.route(x)
-    ids[:, 0] = 3  # one expert is busy, and some other has no token at all
-    ids[ids == 5] = 6
-    expected = moe.combine(x, weights, ids)
-    with torch.autocast("cpu", torch.bfloat16):
-        got = run_experts(x, weights, ids, moe.w13, moe.w2)
-    torch.testing.assert_close(got, expected, rtol=0.05, atol=0.03)
+    x = numbers(50, SMALL.hidden_size).requires_grad_()
+    ids = moe.route(x)[1]
+    ids[:, 0] = 3  # one expert is busy,
+    ids[ids == 5] = 6  # and this one has no token at all
+    weights = numbers(*ids.shape, seed=1).sigmoid().requires_grad_()
+
+    def with_gradients(out: torch.Tensor) -> list[torch.Tensor]:
+        given = (x, weights, moe.w13, moe.w2)
+        return [out.detach(), *torch.autograd.grad(out, given, numbers(*x.shape, seed=2))]
+
+    expected = with_gradients(moe.combine(x, weights, ids))
+    got = with_gradients(run_experts(x, weights, ids, moe.w13, moe.w2))
+    for name, fast, plain in zip(("out", "x", "weights", "w13", "w2"), got, expected, strict=True):
+        assert off_by(fast, plain) < 0.02, name
+    assert not got[3][5].any()
+    assert not got[4][5].any()
 
 
-def test_gradients_are_those_of_float32(tokenizer: Tokenizer) -> None:
+@pytest.mark.parametrize("head_dim", [16, 64])  # of 64: in tiles, where there are any
+def test_gradients_are_those_of_float32(tokenizer: Tokenizer, head_dim: int) -> None:
     batch = make_batch(step_documents(0, 0, 0, 1200, tokenizer))
     padded = in_few_sizes(batch)
     gradients = []
     for dtype, used in ((torch.float32, batch), (torch.bfloat16, padded)):
-        model, _ = fresh()
+        model, _ = fresh(head_dim=head_dim)
         with torch.no_grad():  # no weight zero
             for name, p in sorted(model.named_parameters()):
                 p += 0.05 * numbers(*p.shape, seed=len(name))
@@ -70,8 +83,7 @@ def test_gradients_are_those_of_float32(tokenizer: Tokenizer) -> None:
     plain, fast = gradients
     for name, gradient in plain.items():
         assert gradient is not None
-        off = float((fast[name] - gradient).norm() / gradient.norm())
-        assert off < 0.05, f"{name}: {off}"
+        assert off_by(fast[name], gradient) < 0.05, name
 
 
 def test_padding_changes_no_loss_and_no_load(tokenizer: Tokenizer) -> None:
@@ -124,12 +136,15 @@ def test_a_model_learns_in_bfloat16(tokenizer: Tokenizer) -> None:
     assert all(p.dtype == torch.float32 for p in model.parameters())
 
 
-def test_a_run_of_two_processes_is_repeatable_to_the_bit(tokenizer_folder: Path) -> None:
+@pytest.mark.parametrize("head_dim", [16, 64])
+def test_a_run_of_two_processes_is_repeatable_to_the_bit(
+    tokenizer_folder: Path, head_dim: int
+) -> None:
     start_worker(tokenizer_folder)
     orders = [Order(seed=3, stage=0, step=step, num_tokens=1600) for step in range(2)]
     runs = []
     for _ in range(2):
-        model, optimizer = fresh()
+        model, optimizer = fresh(head_dim=head_dim)
         model.compute_dtype = torch.bfloat16
         with Team(model, optimizer, tokenizer_folder, 2) as team:
             rows = [team.step(order, 0.5, partial(order.draw, 0, 2)) for order in orders]
