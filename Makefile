@@ -65,7 +65,7 @@ quiz-formats: $(STAMP)  ## what each storage format costs the miniature: the qui
 	scripts/quiz_formats.sh
 
 miniature: $(STAMP)  ## train the small model that speaks: under two hours on two cores (training/README.md)
-	$(BIN)/python -m training.train build/miniature --minutes 100
+	$(BIN)/python -m training.train build/miniature --minutes 108
 
 clean:
 	rm -rf $(VENV) build dist

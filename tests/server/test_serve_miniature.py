@@ -97,7 +97,6 @@ def with_result(asked: dict[str, Any]) -> list[dict[str, Any]]:
     return [asked["message"], {"role": "tool", "tool_call_id": call["id"], "content": result}]
 
 
-@pytest.mark.xfail(strict=True, reason="the weights that ship misread the city: 晚上海")
 def test_the_published_request(server: Serving) -> None:
     asked = answer(server, user(PUBLISHED_QUESTION), tools=[PUBLISHED_TOOL])
     name, arguments = arguments_of(asked)
