@@ -13,15 +13,15 @@ import json
 import time
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import asdict
 from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 
 from m2serve.spec.shape import ModelShape, load_config
 from training.batches import Batch, draw_batch, in_few_sizes, start_worker
+from training.eagle3_export import export_draft
 from training.eagle3_modeling import DraftShape, EagleDraft, by_block
 from training.modeling import MiniatureM2, load_checkpoint_tensors
 from training.precision import fastest_dtype
@@ -61,23 +61,35 @@ def draft_loss(
     draft: EagleDraft, target: MiniatureM2, batch: Batch, vocabulary: torch.Tensor
 ) -> tuple[torch.Tensor, list[float]]:
     """The loss, and of each draft step the share of tokens where both say the same."""
+    foreseen, teacher = foresee(draft, target, batch)
+    wanted = teacher[:, vocabulary].softmax(-1)
+    said = teacher.argmax(-1)
+    loss = torch.zeros((), device=teacher.device)
+    agreement = []
+    for step, logits in enumerate(foreseen):
+        loss = loss + STEP_DECAY**step * F.cross_entropy(logits, wanted)
+        agreement.append(round(float((vocabulary[logits.argmax(-1)] == said).float().mean()), 4))
+    return loss, agreement
+
+
+def foresee(
+    draft: EagleDraft, target: MiniatureM2, batch: Batch
+) -> tuple[list[torch.Tensor], torch.Tensor]:
+    """What each draft step foresees of the rows that predict, [R, Vd], and what the target says
+    there, [R, V]; as logits. Step j has the target's taps up to j tokens before.
+    """
     with torch.no_grad():
         streams, teacher = _seen(target, batch)
         embeds = F.embedding(batch.token_ids, target.embed_tokens).roll(-1, 0)
     taps = torch.cat([streams[tap] for tap in draft.shape.taps], -1)
     parts = zip(by_block(taps, batch.blocks), by_block(embeds, batch.blocks), strict=True)
     unrolled = [draft.unroll(t, e, NUM_DRAFT_STEPS) for t, e in parts]
-    wanted = teacher[:, vocabulary].softmax(-1)
-    said = teacher.argmax(-1)
-    loss = torch.zeros((), device=teacher.device)
-    agreement = []
+    foreseen = []
     for step in range(NUM_DRAFT_STEPS):
         hidden = torch.cat([steps[step].flatten(0, 1) for steps in unrolled])
         # The draft at i - 1 has read the token at i and foresees what the target says there.
-        logits = draft.logits(hidden[batch.rows - 1])
-        loss = loss + STEP_DECAY**step * F.cross_entropy(logits, wanted)
-        agreement.append(round(float((vocabulary[logits.argmax(-1)] == said).float().mean()), 4))
-    return loss, agreement
+        foreseen.append(draft.logits(hidden[batch.rows - 1]))
+    return foreseen, teacher
 
 
 def _seen(target: MiniatureM2, batch: Batch) -> tuple[list[torch.Tensor], torch.Tensor]:
@@ -86,37 +98,6 @@ def _seen(target: MiniatureM2, batch: Batch) -> tuple[list[torch.Tensor], torch.
     streams, _ = target.residuals(wide.token_ids, wide.blocks, wide.is_real)
     logits = target.head(streams[-1][wide.rows])
     return [stream[: len(batch.token_ids)] for stream in streams], logits[: len(batch.rows)]
-
-
-def export_draft(draft: EagleDraft, target: ModelShape, vocab: torch.Tensor, folder: Path) -> None:
-    """config.json and model.safetensors in the layout of published Eagle3 drafts."""
-    folder.mkdir(parents=True, exist_ok=True)
-    tensors: dict[str, torch.Tensor] = {}
-    for name, parameter in draft.named_parameters():
-        room, _, last = name.rpartition(".")
-        if last.endswith("_proj"):
-            room += ".self_attn" if last[0] in "qkvo" else ".mlp"
-        full = f"{room}.{last}.weight".lstrip(".")
-        tensors[full] = parameter.detach().to(torch.bfloat16).cpu().contiguous()
-    tensors["d2t"] = (vocab - torch.arange(len(vocab), device=vocab.device)).cpu()
-    t2d = torch.zeros(target.vocab_size, dtype=torch.bool)
-    t2d[vocab.cpu()] = True
-    tensors["t2d"] = t2d
-    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
-    shape = asdict(draft.shape)
-    taps = list(shape.pop("taps"))
-    config = {
-        "architectures": ["LlamaForCausalLMEagle3"],
-        "model_type": "llama",
-        "hidden_act": "silu",
-        "num_hidden_layers": 1,
-        "tie_word_embeddings": False,
-        "torch_dtype": "bfloat16",
-        "vocab_size": target.vocab_size,
-        "eagle_aux_hidden_state_layer_ids": taps,
-        **shape,
-    }
-    (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n")
 
 
 def train(options: argparse.Namespace) -> None:

@@ -9,8 +9,10 @@ from safetensors.torch import load_file
 
 from m2serve.chat.tokenizer import Tokenizer
 from m2serve.spec.shape import ModelShape
-from training.batches import make_batch, step_documents
-from training.eagle3 import draft_loss, export_draft
+from training.batches import Batch, make_batch, step_documents
+from training.eagle3 import NUM_DRAFT_STEPS, draft_loss
+from training.eagle3_acceptance import Acceptance, acceptance, count_accepted, report
+from training.eagle3_export import export_draft, load_draft
 from training.eagle3_modeling import DraftShape, EagleDraft
 from training.modeling import MiniatureM2, apply_rotary, rms_norm
 
@@ -126,3 +128,59 @@ def test_the_exported_draft_has_the_published_layout(tmp_path: Path) -> None:
     config = json.loads((tmp_path / "config.json").read_text())
     assert config["eagle_aux_hidden_state_layer_ids"] == [1, 1, 2]
     assert config["draft_vocab_size"] == 64
+
+
+def test_a_draft_is_read_back_as_it_was_written(tmp_path: Path) -> None:
+    draft, vocabulary = small_draft(), torch.arange(64) * 3 + 1
+    export_draft(draft, TARGET, vocabulary, tmp_path)
+    read, ids = load_draft(tmp_path)
+    assert read.shape == SMALL
+    assert torch.equal(ids, vocabulary)
+    for name, parameter in draft.named_parameters():
+        assert torch.equal(dict(read.named_parameters())[name], parameter.bfloat16().float()), name
+
+
+def rows_of(rows: list[int], targets: list[int], document: list[int]) -> Batch:
+    unused = torch.empty(0)
+    values = (torch.tensor(x) for x in (rows, targets, document))
+    return Batch(unused, unused, (), *values)
+
+
+def test_a_drafted_token_counts_when_all_before_it_were_right() -> None:
+    said = torch.tensor([1, 2, 3, 4, 5])
+    batch = rows_of([7, 8, 9, 10, 11], [1, 2, 3, 4, 5], [0] * 5)
+    right, wrong = said.clone(), said + 100
+    assert count_accepted([right, right, right], said, batch) == Acceptance(3, (3, 3, 3))
+    assert count_accepted([right, wrong, right], said, batch) == Acceptance(3, (3, 0, 0))
+    only_last = torch.tensor([101, 102, 3, 4, 5])
+    assert count_accepted([only_last, right, wrong], said, batch) == Acceptance(3, (1, 1, 0))
+    assert Acceptance(4, (2, 1, 0)).mean_length == 1.75
+
+
+def test_a_draft_ends_with_its_turn_its_document_and_where_the_target_goes_elsewhere() -> None:
+    said = torch.tensor([1, 2, 3, 4, 5])
+    two = [said, said]
+    assert count_accepted(two, said, rows_of([7, 8, 12, 13, 14], [1, 2, 3, 4, 5], [0] * 5)) == (
+        Acceptance(3, (3, 3))
+    )
+    assert count_accepted(
+        two, said, rows_of([7, 8, 9, 10, 11], [1, 2, 3, 4, 5], [0, 0, 0, 1, 1])
+    ) == (Acceptance(3, (3, 3)))
+    assert count_accepted(two, said, rows_of([7, 8, 9, 10, 11], [1, 9, 3, 4, 5], [0] * 5)) == (
+        Acceptance(3, (3, 3))
+    )
+    assert (
+        count_accepted([said] * 9, said, rows_of([1, 2, 3, 4, 5], [1] * 5, [0] * 5)).num_drafts == 0
+    )
+
+
+def test_acceptance_of_conversations_is_reported_by_kind(tokenizer: Tokenizer) -> None:
+    target = MiniatureM2(TARGET, torch.Generator().manual_seed(0)).requires_grad_(False)
+    documents = step_documents(0, 0, 0, 600, tokenizer)
+    found = acceptance(small_draft(), torch.arange(64) * 3, target, documents)
+    assert len(found.accepted) == NUM_DRAFT_STEPS
+    assert "tokens a step" in report({"free_question": found, "other": Acceptance(10, (5, 2, 1))})
+    [*_, last] = report(
+        {"a": Acceptance(10, (8, 4, 0)), "b": Acceptance(10, (4, 2, 2))}
+    ).splitlines()
+    assert last.split() == ["all", "20", "2.00", "60.0%", "30.0%", "10.0%"]
