@@ -24,6 +24,7 @@ from collections.abc import Callable, Mapping
 import msgspec
 
 from m2serve.engine.block_pool import BlockPool
+from m2serve.engine.prefix_cache import cache_full_blocks, find_cached_prefix
 from m2serve.engine.request import EngineOutput, EngineRequest, EngineStats, FinishReason
 from m2serve.engine.sequence import Sequence
 from m2serve.engine.step import PENDING, ScheduledSequence, ScheduledStep, SequenceResult
@@ -181,7 +182,8 @@ class Scheduler:
                 self.pool.uncache(sequence.block_ids)
                 outputs.append(self._finish(sequence, "error", error=result.error))
                 continue
-            self._cache_full_blocks(sequence, scheduled)
+            if self.enable_prefix_caching:
+                cache_full_blocks(self.pool, sequence, scheduled)
             if scheduled.prompt_targets:
                 sequence.prompt_logprobs.extend(result.prompt_logprobs)
             if scheduled.samples:
@@ -270,41 +272,12 @@ class Scheduler:
         And every running sequence one more block: admitted into a full cache it would soon be
         preempted, and its prefill computed twice.
         """
-        cached_block_ids = self._find_cached_prefix(sequence)
+        cached_block_ids: tuple[int, ...] = ()
+        if self.enable_prefix_caching:
+            cached_block_ids = find_cached_prefix(self.pool, sequence)
         needed = self.pool.num_blocks_for(sequence.num_tokens) - len(cached_block_ids)
         needed += self.pool.num_idle(cached_block_ids) + len(self.running)
         return None if needed > self.pool.num_available else cached_block_ids
-
-    def _find_cached_prefix(self, sequence: Sequence) -> tuple[int, ...]:
-        """Blocks of the longest known prefix that leaves at least one token to compute."""
-        found: list[int] = []
-        if not self.enable_prefix_caching or sequence.sampling.prompt_logprobs is not None:
-            return ()
-        for index in range((sequence.num_tokens - 1) // self.pool.block_size):
-            block = self.pool.find(self._block_key(sequence, index))
-            if block is None:
-                break
-            found.append(block)
-        return tuple(found)
-
-    def _cache_full_blocks(self, sequence: Sequence, scheduled: ScheduledSequence) -> None:
-        if not self.enable_prefix_caching:
-            return
-        block_size = self.pool.block_size
-        for index in range(scheduled.start // block_size, scheduled.end // block_size):
-            key = self._block_key(sequence, index)
-            self.pool.cache_full_block(sequence.block_ids[index], key)
-
-    def _block_key(self, sequence: Sequence, index: int) -> bytes:
-        """Key of the sequence's block `index`, all of whose tokens are known."""
-        keys = sequence.block_keys
-        block_size = self.pool.block_size
-        while len(keys) <= index:
-            parent = keys[-1] if keys else self.pool.root_key(sequence.cache_salt)
-            start = len(keys) * block_size
-            token_ids = sequence.token_ids[start : start + block_size]
-            keys.append(self.pool.block_key(parent, token_ids))
-        return keys[index]
 
     # Sequences
 
