@@ -1,3 +1,4 @@
+#include <algorithm>
 #include <cstdlib>
 #include <cstring>
 
@@ -7,6 +8,8 @@
 #include <cpuid.h>
 #include <sys/syscall.h>
 #include <unistd.h>
+
+#include "amx.h"
 #endif
 
 namespace m2 {
@@ -51,6 +54,21 @@ const Kernels* choose() {
 }
 
 }  // namespace
+
+#ifdef M2_HAS_AMX
+const Kernels* amx_kernels() {
+    static const Kernels kernels = [] {
+        Kernels all = *avx512_kernels();
+        all.name = "amx";
+        all.tiles_from = kAmxKernels.tiles_from;
+        all.prepare_row = kAmxKernels.prepare_row;
+        all.matmul = kAmxKernels.matmul;
+        all.scratch_bytes = std::max(all.scratch_bytes, kAmxKernels.scratch_bytes);
+        return all;
+    }();
+    return &kernels;
+}
+#endif
 
 const Kernels* best_kernels() {
     static const Kernels* const chosen = choose();

@@ -6,6 +6,7 @@
 // after simd_avx512.h
 #include <algorithm>
 
+#include "amx.h"
 #include "tiles_matmul.h"
 
 namespace m2 {
@@ -38,17 +39,6 @@ void matmul(const Matrix& w, int64_t n0, int64_t n1, const Activations& x, const
 }  // namespace
 }  // namespace M2_ISA
 
-const Kernels* amx_kernels() {
-    static const Kernels kernels = [] {
-        Kernels all = *avx512_kernels();
-        all.name = "amx";
-        all.tiles_from = M2_ISA::kTilesFrom;
-        all.prepare_row = M2_ISA::prepare_row;
-        all.matmul = M2_ISA::matmul;
-        all.scratch_bytes =
-            std::max<int64_t>(all.scratch_bytes, sizeof(M2_ISA::TileScratch));
-        return all;
-    }();
-    return &kernels;
-}
+constinit const AmxKernels kAmxKernels{M2_ISA::kTilesFrom, M2_ISA::prepare_row, M2_ISA::matmul,
+                                       sizeof(M2_ISA::TileScratch)};
 }  // namespace m2

@@ -6,6 +6,7 @@
 // after simd_avx512.h
 #include <algorithm>
 
+#include "amx.h"
 #include "attend_tiles.h"
 
 namespace m2 {
@@ -32,14 +33,6 @@ int64_t scratch_bytes(int64_t rows, int64_t head_dim) {
 }  // namespace
 }  // namespace M2_ISA
 
-const TokenKernels* amx_token_kernels() {
-    static const TokenKernels kernels = [] {
-        TokenKernels all = *avx512_token_kernels();
-        all.prompt_rows = M2_ISA::kPromptRows;
-        all.attend_scratch_bytes = M2_ISA::scratch_bytes;
-        all.attend_prompt = M2_ISA::attend_in_tiles;
-        return all;
-    }();
-    return &kernels;
-}
+constinit const AmxTokenKernels kAmxTokenKernels{M2_ISA::kPromptRows, M2_ISA::scratch_bytes,
+                                                 M2_ISA::attend_in_tiles};
 }  // namespace m2

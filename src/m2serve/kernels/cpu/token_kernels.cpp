@@ -1,12 +1,29 @@
 #include "token_types.h"
 
+#ifdef M2_HAS_AMX
+#include "amx.h"
+#endif
+
 namespace m2 {
 namespace {
+
+#ifdef M2_HAS_AMX
+const TokenKernels* made_for_amx() {
+    static const TokenKernels kernels = [] {
+        TokenKernels all = *avx512_token_kernels();
+        all.prompt_rows = kAmxTokenKernels.prompt_rows;
+        all.attend_scratch_bytes = kAmxTokenKernels.attend_scratch_bytes;
+        all.attend_prompt = kAmxTokenKernels.attend_prompt;
+        return all;
+    }();
+    return &kernels;
+}
+#endif
 
 const TokenKernels* choose() {
     const Kernels* kernels = best_kernels();
 #ifdef M2_HAS_AMX
-    if (kernels == amx_kernels()) return amx_token_kernels();
+    if (kernels == amx_kernels()) return made_for_amx();
 #endif
     return kernels == avx512_kernels() ? avx512_token_kernels() : avx2_token_kernels();
 }

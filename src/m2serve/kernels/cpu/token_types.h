@@ -97,9 +97,6 @@ struct TokenKernels {
 
 const TokenKernels* avx2_token_kernels();
 const TokenKernels* avx512_token_kernels();
-#ifdef M2_HAS_AMX
-const TokenKernels* amx_token_kernels();
-#endif
 const TokenKernels* best_token_kernels();    // of the instruction set of best_kernels()
 
 }  // namespace m2
