@@ -7,7 +7,8 @@
 
 The first asks the engine in this process, the second any OpenAI-compatible server. ROWS is a file
 of JSON lines, one a question. Greedy unless --temperature says otherwise; M2's own
-settings are --temperature 1 --top-p 0.95 --top-k 40. --sets limits the run to some of the sets.
+settings are --temperature 1 --top-p 0.95 --top-k 40. --sets limits the run to some of the sets;
+--salt TEXT asks other questions of the same kinds.
 """
 
 from __future__ import annotations
@@ -37,7 +38,8 @@ _ENGINE_SETTINGS = {
 
 
 def run(options: argparse.Namespace) -> None:
-    items = _chosen(quiz_items(Tokenizer.load(options.tokenizer or options.model)), options)
+    tokenizer = Tokenizer.load(options.tokenizer or options.model)
+    items = _chosen(quiz_items(tokenizer, options.salt), options)
     sampling = Sampling(options.temperature, options.top_p, options.top_k, options.seed)
     if options.model:
         settings = {name: getattr(options, name) for name in _ENGINE_SETTINGS}
@@ -72,6 +74,7 @@ def main() -> None:
         asking.add_argument("--" + name.replace("_", "-"), default=default)
     asking.add_argument("--sets", nargs="*", default=[])
     asking.add_argument("--every", type=int, default=1)
+    asking.add_argument("--salt", default="")
     asking.add_argument("--temperature", type=float, default=0.0)
     asking.add_argument("--top-p", type=float, default=1.0)
     asking.add_argument("--top-k", type=int, default=0)

@@ -1,16 +1,18 @@
 """The questions of the quiz: held-out phrasings, numbers, schemas and keys; always the same ones.
 
-    python -m training.quiz_items FILE --tokenizer FOLDER
+    python -m training.quiz_items FILE --tokenizer FOLDER [--salt TEXT]
 
-writes them as JSON lines. Sets: `knowledge` (multiple choice, fourteen categories alike),
-`knowledge_zh`, `tools`, `tools_parallel`, `tool_answers` (what is said with a result),
-`needle_2000`, `needle_4000`, `free_question`, `arithmetic`, `json_object`, `copying`,
+writes them as JSON lines. Another salt draws other questions of the same kinds: whoever has looked
+at answers while building asks those in the end. Sets: `knowledge` (multiple choice, fourteen
+categories alike), `knowledge_zh`, `tools`, `tools_parallel`, `tool_answers` (what is said with a
+result), `needle_2000`, `needle_4000`, `free_question`, `arithmetic`, `json_object`, `copying`,
 `python_function`, `small_talk`.
 """
 
 from __future__ import annotations
 
 import argparse
+import hashlib
 import json
 import random
 from collections import deque
@@ -67,20 +69,28 @@ class Item:
     depth: float | None = None
     max_tokens: int = MAX_NEW_TOKENS
 
+    @property
+    def fingerprint(self) -> str:
+        """Equal for equal questions: a long text is another under another tokenizer."""
+        asked = json.dumps([self.messages, self.tools, self.answer, self.calls])
+        return hashlib.blake2b(asked.encode(), digest_size=8).hexdigest()
 
-def quiz_items(tokenizer: Tokenizer) -> list[Item]:
+
+def quiz_items(tokenizer: Tokenizer, salt: str = "") -> list[Item]:
     """All items; needs the tokenizer only to make long texts of the right length."""
+    seed = f"quiz{salt and '@'}{salt}"
+    drawn = partial(_drawn, seed)
     items = [
-        *_numbered("knowledge", _knowledge("en", A_CATEGORY)),
-        *_numbered("knowledge_zh", _knowledge("zh", A_CATEGORY_ZH)),
-        *_numbered("tools", _drawn("tools", NUM_TOOLS, _tool_call)),
-        *_numbered("tools_parallel", _drawn("tools_parallel", NUM_PARALLEL, parallel_calls)),
+        *_numbered("knowledge", _knowledge(seed, "en", A_CATEGORY)),
+        *_numbered("knowledge_zh", _knowledge(seed, "zh", A_CATEGORY_ZH)),
+        *_numbered("tools", drawn("tools", NUM_TOOLS, _tool_call)),
+        *_numbered("tools_parallel", drawn("tools_parallel", NUM_PARALLEL, parallel_calls)),
     ]
-    items += _numbered("tool_answers", _drawn("tool_answers", NUM_ANSWERS, _tool_answer))
+    items += _numbered("tool_answers", drawn("tool_answers", NUM_ANSWERS, _tool_answer))
     for name, num_tokens in NEEDLE_TOKENS.items():
-        items += _needles(name, num_tokens, tokenizer)
+        items += _needles(seed, name, num_tokens, tokenizer)
     for name, make in _OTHERS.items():
-        items += _numbered(name, _drawn(name, NUM_OTHERS, partial(make, split="held_out")))
+        items += _numbered(name, drawn(name, NUM_OTHERS, partial(make, split="held_out")))
     return items
 
 
@@ -94,19 +104,21 @@ _OTHERS: dict[str, Callable[..., Sample]] = {
 }
 
 
-def _drawn(name: str, count: int, make: Callable[[random.Random], Sample]) -> Iterator[Sample]:
+def _drawn(
+    seed: str, name: str, count: int, make: Callable[[random.Random], Sample]
+) -> Iterator[Sample]:
     for number in range(count):
-        sample = make(random.Random(f"quiz:{name}:{number}"))
+        sample = make(random.Random(f"{seed}:{name}:{number}"))
         while not sample.answer and not sample.last.tool_calls:  # nothing to compare with
             number += count
-            sample = make(random.Random(f"quiz:{name}:{number}"))
+            sample = make(random.Random(f"{seed}:{name}:{number}"))
         yield sample
 
 
-def _knowledge(language: str, count: int) -> Iterator[Sample]:
+def _knowledge(seed: str, language: str, count: int) -> Iterator[Sample]:
     """Different facts of each category, as far as it has so many."""
     for category in CATEGORIES:
-        rng = random.Random(f"quiz:{language}:{category}")
+        rng = random.Random(f"{seed}:{language}:{category}")
         facts = facts_of_category(category, language)
         num_sums = SUMS_AMONG_MATH if category == "math" and language == "en" else 0
         rng.shuffle(facts)
@@ -127,7 +139,7 @@ def _tool_answer(rng: random.Random) -> Sample:
     return with_result(rng, "held_out", rng.choice(("en", "en", "zh")))
 
 
-def _needles(name: str, num_tokens: int, tokenizer: Tokenizer) -> Iterator[Item]:
+def _needles(seed: str, name: str, num_tokens: int, tokenizer: Tokenizer) -> Iterator[Item]:
     """One needle each, at depths spread evenly; the whole prompt has nearly `num_tokens`."""
     for number in range(NUM_NEEDLES):
         depth = number / (NUM_NEEDLES - 1)
@@ -135,7 +147,7 @@ def _needles(name: str, num_tokens: int, tokenizer: Tokenizer) -> Iterator[Item]
         text_tokens = wanted
         for _ in range(MAX_FITTINGS):
             sample = retrieval(
-                random.Random(f"quiz:{name}:{number}"),
+                random.Random(f"{seed}:{name}:{number}"),
                 "held_out",
                 text_tokens,
                 num_needles=1,
@@ -206,8 +218,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="Write the questions of the quiz.")
     parser.add_argument("file", type=Path)
     parser.add_argument("--tokenizer", type=Path, required=True)
+    parser.add_argument("--salt", default="")
     arguments = parser.parse_args()
-    items = quiz_items(Tokenizer.load(arguments.tokenizer))
+    items = quiz_items(Tokenizer.load(arguments.tokenizer), arguments.salt)
     lines = (json.dumps(asdict(item), ensure_ascii=False) + "\n" for item in items)
     arguments.file.write_text("".join(lines), encoding="utf-8")
 

@@ -27,7 +27,7 @@ def report(rows: Rows) -> str:
     for name in (name for name in CATEGORIES if name in categories):
         part = categories[name]
         lines.append(_line(f"  {name}", part, [row.is_right for row in part]))
-    called = [row for row in rows if row.schema_valid is not None]
+    called = [row for row in rows if _is_call(row)]
     if called:
         lines.append(_line("valid tool calls", called, [bool(r.schema_valid) for r in called]))
     lines.append(_line("answers read", rows, [row.is_parsed for row in rows]))
@@ -46,24 +46,40 @@ def _line(name: str, rows: Rows, marks: Sequence[bool]) -> str:
 def comparison(runs: Sequence[tuple[str, Rows]]) -> str:
     """Each run against the first, over the questions both were asked; raises ValueError if none."""
     first_name, first_rows = runs[0]
-    base = {row.id: row for row in first_rows}
-    lines = [f"against {first_name}", f"{'run':24}{'set':18}{'share':>8}{'difference':>12}"]
+    base = {(row.id, row.fingerprint): row for row in first_rows}
+    lines = [f"against {first_name}", f"{'run':24}{'set':20}{'share':>8}{'difference':>12}"]
     lines[-1] += "   95 % interval       lost  won       p"
     for name, rows in runs[1:]:
-        common = [(base[row.id], row) for row in rows if row.id in base]
+        found = [(base.get((row.id, row.fingerprint)), row) for row in rows]
+        common = [(first, row) for first, row in found if first is not None]
         if not common:
             raise ValueError(f"{name} and {first_name} share no question")
-        sets = ["all", *dict.fromkeys(row.set for _, row in common)]
-        for set_name in sets:
-            chosen = [p for p in common if set_name in ("all", p[1].set)]
-            result = paired([a.is_right for a, _ in chosen], [b.is_right for _, b in chosen])
-            share = sum(b.is_right for _, b in chosen) / len(chosen)
-            lines.append(
-                f"{name:24}{set_name:18}{share:8.1%}{result.difference:+12.2%}"
-                f"   {result.low:+7.2%} - {result.high:+7.2%}"
-                f"{result.only_first:6}{result.only_second:5}{result.p:9.3f}"
-            )
+        if len(common) < len(rows):
+            lines.append(f"{name}: {len(rows) - len(common)} questions that {first_name} has not")
+        for set_name in ("all", *dict.fromkeys(row.set for _, row in common)):
+            chosen = [pair for pair in common if set_name in ("all", pair[1].set)]
+            marks = [(first.is_right, row.is_right) for first, row in chosen]
+            lines.append(_against(name, set_name, marks))
+        called = [(bool(a.schema_valid), bool(b.schema_valid)) for a, b in common if _is_call(b)]
+        stopped = [(a.finish_reason == "stop", b.finish_reason == "stop") for a, b in common]
+        lines.append(_against(name, "stopped by itself", stopped))
+        if called:
+            lines.append(_against(name, "valid tool calls", called))
     return "\n".join(lines)
+
+
+def _is_call(row: Row) -> bool:
+    return row.schema_valid is not None
+
+
+def _against(name: str, what: str, marks: Sequence[tuple[bool, bool]]) -> str:
+    result = paired([first for first, _ in marks], [second for _, second in marks])
+    share = sum(second for _, second in marks) / len(marks)
+    return (
+        f"{name:24}{what:20}{share:8.1%}{result.difference:+12.2%}"
+        f"   {result.low:+7.2%} - {result.high:+7.2%}"
+        f"{result.only_first:6}{result.only_second:5}{result.p:9.3f}"
+    )
 
 
 def _by(rows: Rows, field: str) -> dict[str, list[Row]]:

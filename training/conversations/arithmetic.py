@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from training.conversations.phrasing import worded
 from training.conversations.sample import Sample, exchange
-from training.split import Split, draw
+from training.split import Split, draw, split_of
 
 SIGNS = {"add": "+", "subtract": "-", "multiply": "*", "divide": "/"}
 _BARE = {
@@ -173,7 +173,7 @@ def _step(rng: random.Random) -> str:
 
 
 def draw_sum(rng: random.Random, split: Split, max_digits: int = 4) -> Sum:
-    """A problem whose two numbers belong to the split."""
+    """A problem whose two numbers belong to the split. Single steps (`_step`) are all drilled."""
 
     def make() -> Sum:
         operation = rng.choices(tuple(SIGNS), weights=(35, 30, 25, 10))[0]
@@ -189,7 +189,21 @@ def draw_sum(rng: random.Random, split: Split, max_digits: int = 4) -> Sum:
             a, b = max(a, b), min(a, b)
         return Sum(operation, a, b)
 
-    return draw(make, lambda s: f"{s.operation}:{s.a}:{s.b}", split)
+    while True:
+        drawn = draw(make, _key, split)
+        if split == "held_out" or not is_kept_back(drawn):
+            return drawn
+
+
+def _key(drawn: Sum) -> str:
+    return f"{drawn.operation}:{drawn.a}:{drawn.b}"
+
+
+def is_kept_back(drawn: Sum) -> bool:
+    """Whether the quiz may ask it, in this order or, where that is the same sum, in the other."""
+    is_same = drawn.operation in ("add", "multiply")
+    other = Sum(drawn.operation, drawn.b, drawn.a) if is_same else drawn
+    return "held_out" in (split_of(_key(drawn)), split_of(_key(other)))
 
 
 def _story(rng: random.Random, problem: Sum, language: str) -> str:

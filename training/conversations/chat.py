@@ -42,7 +42,7 @@ _TALKS: tuple[Talk, ...] = (
         "L'utilisateur me salue. Je le salue.",
         "Bonjour ! Comment puis-je vous aider ?",
         ("Bonjour", "Salut !", "Bonsoir", "Bonjour !", "Salut"),
-        ("Bonsoir !", "Coucou !"),
+        ("Bien le bonjour !", "Coucou !"),
     ),
     (
         "en",
@@ -159,7 +159,7 @@ _UNKNOWN = {
             "Explain {x} to me.",
             "Describe {x}.",
         ),
-        ("Please explain {x}.", "What do you know about {x}?"),
+        ("Please explain {x}.", "I would like to hear about {x}."),
     ),
     "zh": (
         "我不知道{x}。",
@@ -223,7 +223,7 @@ def _unknown(rng: random.Random, split: Split) -> Sample:
         text,
         thought.replace("{x}", topic),
         content.replace("{x}", topic),
-        answer=topic,
+        answer=content.replace("{x}", topic).rstrip(".。"),
     )
 
 

@@ -14,8 +14,8 @@ from m2serve.chat.messages import Assistant, Turn, User
 from training.conversations.fact_choice import Drawn, draw_fact, draw_language
 from training.conversations.phrasing import reword
 from training.conversations.sample import Sample, exchange
-from training.facts import Relation, fill, load_relations
-from training.split import Split
+from training.facts import Fact, Relation, fill, load_relations
+from training.split import Split, draw
 
 FRAMED_SHARE = 0.55
 _OPENINGS = {
@@ -139,10 +139,18 @@ def _same_for(rng: random.Random, split: Split, language: str) -> Sample:
 
 
 def _true_or_false(rng: random.Random, split: Split, language: str) -> Sample:
-    relation, fact = draw_fact(rng, language, as_choice=True)
-    right = fact.object[language]
-    is_true = rng.random() < 0.5
-    claimed = right if is_true else wrong_object(rng, relation, fact.subject[language], language)
+    def make() -> tuple[Relation, Fact, str, bool]:
+        relation, fact = draw_fact(rng, language, as_choice=True)
+        right = fact.object[language]
+        is_true = rng.random() < 0.5
+        claimed = (
+            right if is_true else wrong_object(rng, relation, fact.subject[language], language)
+        )
+        return relation, fact, claimed, is_true
+
+    relation, fact, claimed, is_true = draw(
+        make, lambda drawn: f"claim:{drawn[1].subject[language]}:{drawn[2]}", split
+    )
     template = relation.phrasing[language].statement
     claim = template.replace("{s}", fact.subject[language]).replace("{o}", claimed)
     if "{s}" not in template:  # such a statement does not say what it is about

@@ -33,7 +33,7 @@ HELD_OUT_WORD_SHARE = 0.3
 MADE_UP_SHARE = {"train": 0.6, "held_out": 0.15}
 MADE_UP_PARAMETER_SHARE = {"train": 0.6, "held_out": 0.075}
 # Words of names that only the quiz uses.
-_KEPT_BACK = frozenset(
+KEPT_BACK = frozenset(
     name
     for domain in DOMAINS.values()
     for names in (
@@ -174,7 +174,7 @@ def _odd_name(rng: random.Random, split: Split, pieces: Sequence[str]) -> str:
     if split == "held_out":
         return made_up(rng)
     name = _words(rng, pieces)
-    while name in _KEPT_BACK:
+    while name in KEPT_BACK:
         name = _words(rng, pieces)
     return name
 

@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from training.conversations.arithmetic import Sum, is_kept_back
 from training.conversations.words import (
     COLOURS,
     DAYS,
@@ -177,8 +178,12 @@ def product(rng: random.Random, language: str) -> str:
 
 
 def expression(rng: random.Random, language: str) -> str:
-    left, right = rng.randint(10, 9999), rng.randint(2, 999)
-    return f"{left} {rng.choice('+-*')} {right}"
+    """A sum that the quiz does not ask: the sentence made of the result would say it."""
+    while True:
+        left, right = rng.randint(10, 9999), rng.randint(2, 999)
+        drawn = Sum(rng.choice(("add", "subtract", "multiply")), left, right)
+        if not is_kept_back(drawn):
+            return drawn.text
 
 
 def tags(rng: random.Random, language: str) -> Value:
@@ -283,7 +288,7 @@ MESSAGE = Slot(
 )
 URGENCY = Slot(
     ("priority", "urgency", "importance"),
-    ("level",),
+    ("severity",),
     ("How urgent it is", "Priority of the message"),
     _pick("high", "low", "normal"),
     (

@@ -46,7 +46,7 @@ WORDS = (
 NAME_WORDS = (
     "account", "address", "amount", "audio", "body", "branch", "buffer", "by", "cache", "calendar",
     "cart", "column", "commit", "contact", "content", "count", "country", "currency", "current",
-    "customer", "daily", "data", "date", "degree", "device", "disk", "distance", "document",
+    "customer", "daily", "data", "date", "degree", "device", "disk", "distance", "draft",
     "email", "entry", "event", "field", "filter", "folder", "for", "format", "from", "full",
     "group", "hour", "image", "index", "invoice", "issue", "job", "key", "label", "language",
     "latest", "length", "limit", "line", "local", "map", "message", "minute", "mode", "month",
@@ -56,7 +56,7 @@ NAME_WORDS = (
     "sentence", "session", "size", "source", "speed", "state", "status", "stock", "stream",
     "street", "subject", "sum", "switch", "table", "tag", "target", "task", "team", "text",
     "ticket", "title", "to", "token", "trip", "type", "unit", "user", "value", "version", "video",
-    "week", "with", "word", "year", "zone",
+    "week", "with", "word", "year",
 )  # fmt: skip
 
 _ONSETS = ("b", "c", "d", "f", "g", "k", "l", "m", "n", "p", "r", "s", "t", "v", "z", "br", "tr")

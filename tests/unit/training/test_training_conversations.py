@@ -13,15 +13,16 @@ from m2serve.chat.renderer import render
 from m2serve.chat.tokenizer import Tokenizer
 from training.batches import said_pieces
 from training.conversations import tool_schemas
-from training.conversations.arithmetic import Sum, arithmetic, draw_sum
+from training.conversations.arithmetic import SIGNS, Sum, arithmetic, draw_sum, is_kept_back
 from training.conversations.drills import LETTERS, drill
 from training.conversations.multiple_choice import multiple_choice, shared_options
 from training.conversations.retrieval import retrieval
 from training.conversations.sample import Sample
 from training.conversations.tool_domains import DOMAINS
 from training.conversations.tool_drills import tool_drill
-from training.conversations.tool_slots import TARGET_LANGUAGE
+from training.conversations.tool_slots import TARGET_LANGUAGE, expression
 from training.conversations.tool_use import tool_use
+from training.conversations.words import GOODS, NAME_WORDS, OBJECTS, PLACES, WORDS
 from training.mixture import GENERATORS, STAGES, draw_sample, stage_at
 from training.quiz_items import Item
 from training.quiz_scoring import fits_schema
@@ -95,6 +96,7 @@ def test_stages_follow_each_other() -> None:
 KEPT_APART = (
     "arithmetic",
     "copying",
+    "free_question",
     "json_object",
     "python_function",
     "retrieval",
@@ -109,6 +111,7 @@ def test_no_question_of_the_quiz_is_trained_on(kind: str) -> None:
         return {
             (repr(sample.turns[0]), repr(sample.tools), sample.answer)
             for sample in drawn(kind, split, 1500)
+            if sample.answer or sample.last.tool_calls  # others are not asked
         }
 
     assert not asked("train") & asked("held_out")
@@ -120,6 +123,26 @@ def test_sums_are_split_by_their_numbers() -> None:
         split: {draw_sum(rng, split) for _ in range(3000)} for split in SPLITS
     }
     assert not sides["train"] & sides["held_out"]
+    for one in sides["train"]:
+        if one.operation in ("add", "multiply"):
+            assert Sum(one.operation, one.b, one.a) not in sides["held_out"]
+
+
+def test_a_calculator_is_never_given_a_sum_of_the_quiz() -> None:
+    rng = random.Random(0)
+    for _ in range(3000):
+        left, sign, right = expression(rng, "en").split()
+        [operation] = [name for name, shown in SIGNS.items() if shown == sign]
+        assert not is_kept_back(Sum(operation, int(left), int(right)))
+
+
+def test_names_kept_back_for_the_quiz_name_nothing_in_training() -> None:
+    trained = {*NAME_WORDS, *WORDS, *OBJECTS, *PLACES, *GOODS}
+    for domain in DOMAINS.values():
+        trained.update(domain.nouns)
+        for slot in (*domain.required.values(), *domain.optional.values()):
+            trained.update(slot.names)
+    assert not trained & tool_schemas.KEPT_BACK
 
 
 def test_schemas_of_the_quiz_are_unseen() -> None:

@@ -6,6 +6,7 @@ import re
 import pytest
 
 from training.conversations import arithmetic as a
+from training.conversations import chat, free_questions
 from training.conversations import json_objects as j
 from training.conversations import python_functions as p
 from training.conversations import retrieval as r
@@ -44,6 +45,17 @@ def test_what_is_kept_back_is_never_said(
     assert held_out
     for template in train:
         for said in {template, *(reword(rng, template, language, held_out) for _ in range(30))}:
+            assert not meets(said, held_out), said
+
+
+def test_small_talk_of_the_quiz_is_never_said_either() -> None:
+    pairs = [(talk[3], talk[4]) for talk in chat._TALKS]
+    pairs += [(unknown[2], unknown[3]) for unknown in chat._UNKNOWN.values()]
+    about = [
+        text.replace("{s}", "{x}") for asked in free_questions._ABOUT.values() for text in asked
+    ]
+    for train, held_out in pairs:
+        for said in (*train, *about):
             assert not meets(said, held_out), said
 
 

@@ -32,6 +32,15 @@ def test_the_questions_are_always_the_same(items: list[Item], tokenizer: Tokeniz
     assert len({item.id for item in items}) == len(items) == 2694
 
 
+def test_a_salt_draws_other_questions_of_the_same_kinds(
+    items: list[Item], tokenizer: Tokenizer
+) -> None:
+    others = quiz_items(tokenizer, "other")
+    assert Counter(item.set for item in others) == Counter(item.set for item in items)
+    same = {item.fingerprint for item in items} & {item.fingerprint for item in others}
+    assert len(same) < 0.1 * len(items)
+
+
 def test_fourteen_categories_alike(items: list[Item]) -> None:
     counts = Counter(item.category for item in items if item.set == "knowledge")
     assert sum(counts.values()) >= 1200
@@ -107,7 +116,7 @@ TOOL = {
             "properties": {
                 "city": {"type": "string"},
                 "unit": {"type": "string", "enum": ["C", "F"]},
-                "days": {"type": "integer"},
+                "days": {"type": "integer", "minimum": 1, "maximum": 9},
                 "on": {"type": "boolean"},
                 "tags": {"type": "array", "items": {"type": "string"}},
             },
@@ -128,6 +137,8 @@ TOOL = {
         ("f", {"city": 3}, False),
         ("f", {"city": "Oslo", "days": "3"}, False),
         ("f", {"city": "Oslo", "days": True}, False),
+        ("f", {"city": "Oslo", "days": 0}, False),
+        ("f", {"city": "Oslo", "days": 10}, False),
         ("f", {"city": "Oslo", "tags": [1]}, False),
         ("f", {"city": "Oslo", "other": 1}, False),
     ],
@@ -149,6 +160,24 @@ def test_a_value_is_not_found_inside_another() -> None:
     assert contains("巴黎是首都", "巴黎")
     assert not contains("The result is 142.", "42")
     assert not contains("narrow", "row")
+
+
+@pytest.mark.parametrize(
+    ("set_name", "answer", "content", "is_right"),
+    [
+        ("free_question", "对。", "对。", True),
+        ("free_question", "对。", "不对。首都是巴黎。", False),
+        ("free_question", "No.", "No. It is Paris.", True),
+        ("arithmetic", "6", "12 - 6 = 5.", False),
+        ("arithmetic", "6", "12 - 6 = 6.", True),
+        ("arithmetic", "6", "6", True),
+    ],
+)
+def test_neither_half_a_verdict_nor_a_number_of_the_question_is_right(
+    set_name: str, answer: str, content: str, is_right: bool
+) -> None:
+    item = Item("x:1", set_name, "", [], [], answer, [])
+    assert grade(item, say(content)).is_right is is_right
 
 
 def test_an_answer_is_read_from_its_ids(tokenizer: Tokenizer) -> None:
@@ -193,3 +222,5 @@ def test_reports_name_every_set_and_run() -> None:
     assert "-50.00%" in table
     with pytest.raises(ValueError, match="share no question"):
         comparison([("bf16", rows), ("fp8", [replace(rows[0], id="other")])])
+    half = [replace(row, fingerprint="other") if n % 2 else row for n, row in enumerate(worse)]
+    assert "fp8: 5 questions that bf16 has not" in comparison([("bf16", rows), ("fp8", half)])
