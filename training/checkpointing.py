@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import json
+import math
 import shutil
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors.torch import load_file, save_file
@@ -31,13 +34,19 @@ class Counters:
 
 
 def save(folder: Path, model: MiniatureM2, optimizer: Optimizer, counters: Counters) -> None:
+    write_state(folder, _tensors(model, optimizer), asdict(counters))
+
+
+def write_state(
+    folder: Path, tensors: Mapping[str, torch.Tensor], counters: Mapping[str, Any]
+) -> None:
     """Written beside the old one and then put in its place, so a crash leaves one that is whole:
     what reads it puts the old one back."""
     fresh = folder.with_name(folder.name + ".new")
     fresh.mkdir(parents=True, exist_ok=True)
-    tensors = {name: t.detach().contiguous() for name, t in _tensors(model, optimizer).items()}
-    save_file(tensors, fresh / _TENSORS)
-    (fresh / _COUNTERS).write_text(json.dumps(asdict(counters)))
+    whole = {name: tensor.detach().contiguous() for name, tensor in tensors.items()}
+    save_file(whole, fresh / _TENSORS)
+    (fresh / _COUNTERS).write_text(json.dumps(counters))
     old = _old(folder)
     if folder.is_dir():
         shutil.rmtree(old, ignore_errors=True)
@@ -57,16 +66,21 @@ def _old(folder: Path) -> Path:
 
 def restore(folder: Path, model: MiniatureM2, optimizer: Optimizer) -> Counters:
     """Load in place; raises FileNotFoundError or KeyError when the folder does not fit."""
-    if _old(folder).is_dir() and not folder.is_dir():
-        _old(folder).rename(folder)
-    stored = load_file(folder / _TENSORS)
+    stored, counters = read_state(folder)
     with torch.no_grad():
         for name, tensor in _tensors(model, optimizer).items():
             if name.endswith(_LATER) and name not in stored:
                 tensor.zero_()
             else:
                 tensor.copy_(stored[name])
-    return Counters(**json.loads((folder / _COUNTERS).read_text()))
+    return Counters(**counters)
+
+
+def read_state(folder: Path) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
+    """What `write_state` was given; raises FileNotFoundError where nothing was written."""
+    if _old(folder).is_dir() and not folder.is_dir():
+        _old(folder).rename(folder)
+    return load_file(folder / _TENSORS), json.loads((folder / _COUNTERS).read_text())
 
 
 def _tensors(model: MiniatureM2, optimizer: Optimizer) -> dict[str, torch.Tensor]:
@@ -81,9 +95,13 @@ def drop_rows_from(path: Path, step: int) -> None:
     path.write_text("".join(line for line in lines if _step_of(line) < step))
 
 
-def _step_of(line: str) -> int:
-    """Of a line of `log.jsonl` or `curves.csv`; the head of the latter counts as the first."""
+def _step_of(line: str) -> float:
+    """Of a line of `log.jsonl` or `curves.csv`; the head of the latter counts as the first, and
+    half a line, of a write that was cut off, as the last."""
     if line.startswith("{"):
-        return int(json.loads(line)["step"])
+        try:
+            return int(json.loads(line)["step"])
+        except ValueError:
+            return math.inf
     first = line.partition(",")[0]
     return int(first) if first.isdigit() else -1

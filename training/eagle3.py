@@ -1,6 +1,9 @@
-"""Trains the Eagle3 draft of a trained miniature, and writes it beside.
+"""Trains the Eagle3 draft of a trained miniature.
 
-    python -m training.eagle3 MODEL_FOLDER DRAFT_FOLDER [--device cpu|cuda] --steps N
+    python -m training.eagle3 MODEL_FOLDER RUN_FOLDER [--device cpu|cuda] --steps N
+
+RUN_FOLDER gets a checkpoint from which the same command goes on, `log.jsonl`, and at the end
+`model/`, the draft.
 
 The draft learns what the target would say: at every token the target's own distribution is the
 lesson, for the first foreseen token and for those the draft foresees from its own states.
@@ -21,11 +24,13 @@ from safetensors.torch import load_file
 
 from m2serve.spec.shape import ModelShape, load_config
 from training.batches import Batch, draw_batch, in_few_sizes, start_worker
+from training.checkpointing import drop_rows_from, has_checkpoint, read_state, write_state
 from training.eagle3_export import export_draft
 from training.eagle3_modeling import DraftShape, EagleDraft, by_block
 from training.modeling import MiniatureM2, load_checkpoint_tensors
 from training.precision import fastest_dtype
 from training.schedule import rate_factor
+from training.starts import append_start
 
 NUM_DRAFT_STEPS = 3
 STEP_DECAY = 0.8  # a later token counts less
@@ -34,6 +39,7 @@ STEP_TOKENS = 6144
 STAGE = 2  # short documents, few drills
 LONG_STAGE, LONG_EVERY = 4, 8  # now and then documents up to the whole context
 COUNTED_STEPS = 20
+SAVE_EVERY_S = 120.0
 LOG_EVERY = 20
 
 
@@ -107,9 +113,15 @@ def train(options: argparse.Namespace) -> None:
     draft = EagleDraft(DraftShape(), torch.Generator().manual_seed(options.seed)).to(device)
     vocabulary = draft_vocabulary(options.seed, draft.shape.draft_vocab_size).to(device)
     optimizer = torch.optim.AdamW(draft.parameters(), lr=LR, betas=(0.9, 0.95), weight_decay=0.01)
-    options.draft.mkdir(parents=True, exist_ok=True)
-    started_s = time.monotonic()
-    for step in range(options.steps):
+    options.folder.mkdir(parents=True, exist_ok=True)
+    checkpoint = options.folder / "checkpoint"
+    begin, spent_s = 0, 0.0
+    if has_checkpoint(checkpoint):
+        begin, spent_s = _restore(checkpoint, draft, optimizer, options.seed)
+    drop_rows_from(options.folder / "log.jsonl", begin)
+    append_start(options.folder, device, step=begin)
+    started_s = saved_s = time.monotonic()
+    for step in range(begin, options.steps):
         for group in optimizer.param_groups:
             group["lr"] = LR * rate_factor(step / options.steps)
         stage = LONG_STAGE if step % LONG_EVERY == LONG_EVERY - 1 else STAGE
@@ -119,10 +131,43 @@ def train(options: argparse.Namespace) -> None:
         torch.nn.utils.clip_grad_norm_(draft.parameters(), 1.0)
         optimizer.step()
         optimizer.zero_grad()
-        if step % LOG_EVERY == 0 or step == options.steps - 1:
-            elapsed_s = time.monotonic() - started_s
-            _log(options.draft / "log.jsonl", step, float(loss.detach()), agreement, elapsed_s)
-    export_draft(draft, target.shape, vocabulary, options.draft)
+        now_s = time.monotonic()
+        elapsed_s = spent_s + now_s - started_s
+        is_last = step == options.steps - 1
+        if step % LOG_EVERY == 0 or is_last:
+            _log(options.folder / "log.jsonl", step, float(loss.detach()), agreement, elapsed_s)
+        if now_s - saved_s > SAVE_EVERY_S or is_last:
+            counters = {"step": step + 1, "elapsed_s": elapsed_s, "seed": options.seed}
+            write_state(checkpoint, _state(draft, optimizer), counters)
+            saved_s = now_s
+    export_draft(draft, target.shape, vocabulary, options.folder / "model")
+
+
+def _state(draft: EagleDraft, optimizer: torch.optim.AdamW) -> dict[str, torch.Tensor]:
+    tensors: dict[str, torch.Tensor] = {}
+    for name, parameter in draft.named_parameters():
+        tensors[f"draft.{name}"] = parameter
+        for key, value in optimizer.state[parameter].items():
+            tensors[f"{key}.{name}"] = value
+    return tensors
+
+
+def _restore(
+    folder: Path, draft: EagleDraft, optimizer: torch.optim.AdamW, seed: int
+) -> tuple[int, float]:
+    """The next step, and the seconds that those before it took; ends the program where the
+    checkpoint has another seed."""
+    stored, counters = read_state(folder)
+    if counters["seed"] != seed:
+        raise SystemExit(f"--seed is {seed}; the run of {folder} has seed {counters['seed']}")
+    with torch.no_grad():
+        for name, parameter in draft.named_parameters():
+            parameter.copy_(stored[f"draft.{name}"])
+            optimizer.state[parameter] = {
+                key: stored[f"{key}.{name}"].to(device="cpu" if key == "step" else parameter.device)
+                for key in ("step", "exp_avg", "exp_avg_sq")
+            }
+    return int(counters["step"]), float(counters["elapsed_s"])
 
 
 def _log(path: Path, step: int, loss: float, agreement: Sequence[float], elapsed_s: float) -> None:
@@ -136,7 +181,7 @@ def _log(path: Path, step: int, loss: float, agreement: Sequence[float], elapsed
 def main() -> None:
     parser = argparse.ArgumentParser(description="Train the miniature's Eagle3 draft.")
     parser.add_argument("model", type=Path)
-    parser.add_argument("draft", type=Path)
+    parser.add_argument("folder", type=Path)
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     parser.add_argument("--steps", type=int, required=True)
     parser.add_argument("--seed", type=int, default=0)

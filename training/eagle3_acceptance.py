@@ -2,16 +2,19 @@
 
     python -m training.eagle3_acceptance MODEL_FOLDER DRAFT_FOLDER
 
-Greedy: a drafted token is accepted where it is what the target says, and all before it are.
+Greedy, on what the target itself replies. The draft goes over a reply as an engine would: it
+foresees a few tokens, those up to the first wrong one are kept, the target adds its own, and the
+draft begins anew behind it. The first token of a reply comes with the prompt and is never drafted.
 """
 
 from __future__ import annotations
 
 import argparse
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import torch
 
 from m2serve.chat.tokenizer import Tokenizer
@@ -19,62 +22,88 @@ from training.batches import Batch, make_batch
 from training.eagle3 import foresee, load_target
 from training.eagle3_export import load_draft
 from training.eagle3_modeling import EagleDraft
+from training.generation import BATCH, replies
 from training.modeling import MiniatureM2
 from training.probe import probe_documents
 from training.rendering import Document
 
+MAX_NEW_TOKENS = 256
+
 
 @dataclass(frozen=True)
 class Acceptance:
-    """`accepted[k]` of `num_drafts` drafts had at least k + 1 tokens accepted."""
+    """`accepted[k]` of `num_drafts` drafts had at least k + 1 tokens accepted; with the target's
+    own they gave `num_tokens`."""
 
     num_drafts: int
+    num_tokens: int
     accepted: tuple[int, ...]
 
     @property
     def mean_length(self) -> float:
-        """Tokens that a step of the target gives: those accepted and its own."""
-        return 1 + sum(self.accepted) / self.num_drafts if self.num_drafts else 0.0
+        """Tokens that a step of the target gives; 0 without a step."""
+        return self.num_tokens / self.num_drafts if self.num_drafts else 0.0
 
     def __add__(self, other: Acceptance) -> Acceptance:
-        sums = tuple(a + b for a, b in zip(self.accepted, other.accepted, strict=True))
-        return Acceptance(self.num_drafts + other.num_drafts, sums)
+        return Acceptance(
+            self.num_drafts + other.num_drafts,
+            self.num_tokens + other.num_tokens,
+            tuple(a + b for a, b in zip(self.accepted, other.accepted, strict=True)),
+        )
 
 
-def count_accepted(drafted: Sequence[torch.Tensor], said: torch.Tensor, batch: Batch) -> Acceptance:
-    """`drafted[j]` int64 [R]: what draft step j foresees of a row; `said` int64 [R]: the target.
-
-    Counts only where the conversation goes on as the target would, so that the tokens a later
-    step has read are those the target would have been given.
-    """
-    follows = said == batch.targets
-    count = max(0, len(follows) - len(drafted) + 1)
-    is_start = torch.ones_like(follows[:count])
-    for step in range(1, len(drafted)):
-        before, here = (slice(at, at + count) for at in (step - 1, step))
-        is_next = batch.rows[here] == batch.rows[before] + 1
-        is_start &= is_next & (batch.document[here] == batch.document[before]) & follows[before]
-    is_accepted = is_start.clone()
-    accepted = []
-    for step, tokens in enumerate(drafted):
-        here = slice(step, step + count)
-        is_accepted &= tokens[here] == said[here]
-        accepted.append(int(is_accepted.sum()))
-    return Acceptance(int(is_start.sum()), tuple(accepted))
+def go_over(is_right: Sequence[Sequence[bool]]) -> Acceptance:
+    """`is_right[j][n]`: whether draft step j foresees token n of a reply."""
+    num_steps, length = len(is_right), len(is_right[0])
+    accepted = [0] * num_steps
+    num_drafts, at = 0, 1
+    while at < length:
+        kept = 0
+        while kept < min(num_steps, length - at) and is_right[kept][at + kept]:
+            accepted[kept] += 1
+            kept += 1
+        num_drafts += 1
+        at += kept + 1
+    return Acceptance(num_drafts, max(length - 1, 0), tuple(accepted))
 
 
 @torch.no_grad()
 def acceptance(
-    draft: EagleDraft, vocabulary: torch.Tensor, target: MiniatureM2, documents: Sequence[Document]
+    draft: EagleDraft, vocabulary: torch.Tensor, target: MiniatureM2, replied: Sequence[Document]
 ) -> Acceptance:
-    """`vocabulary` int64 [Vd]: the target's id of each of the draft's."""
-    batch = make_batch(documents).to(vocabulary.device)
-    foreseen, teacher = foresee(draft, target, batch)
-    drafted = [vocabulary[logits.argmax(-1)] for logits in foreseen]
-    return count_accepted(drafted, teacher.argmax(-1), batch)
+    """`vocabulary` int64 [Vd]: the target's id of each of the draft's. One reply a document."""
+    batch: Batch = make_batch(replied).to(vocabulary.device)
+    foreseen, _ = foresee(draft, target, batch)
+    is_right = torch.stack([vocabulary[x.argmax(-1)] == batch.targets for x in foreseen])
+    total = Acceptance(0, 0, (0,) * len(foreseen))
+    for document in range(len(replied)):
+        total += go_over(is_right[:, batch.document == document].tolist())
+    return total
 
 
-def report(by_kind: dict[str, Acceptance]) -> str:
+def own_replies(folder: Path, documents: Sequence[Document]) -> list[Document]:
+    """The documents with the model's own greedy reply in place of the last thing that is said."""
+    from m2serve.engine.engine import Engine
+    from m2serve.engine.request import SamplingParams
+
+    end = Tokenizer.load(folder).control.turn_end
+    engine = Engine.load(folder, max_num_seqs=BATCH)
+    prompts = [document.token_ids[: _last_reply(document)].tolist() for document in documents]
+    params = SamplingParams(max_tokens=MAX_NEW_TOKENS, temperature=0, eos_token_ids=(end,))
+    found = replies(engine, prompts, [params] * len(prompts))
+    return [
+        Document(np.array([*prompt, *ids]), np.array([False] * len(prompt) + [True] * len(ids)))
+        for prompt, (ids, _) in zip(prompts, found, strict=True)
+    ]
+
+
+def _last_reply(document: Document) -> int:
+    """Where the last thing that is said begins."""
+    silent = np.flatnonzero(~document.is_said[: np.flatnonzero(document.is_said)[-1]])
+    return int(silent[-1]) + 1
+
+
+def report(by_kind: Mapping[str, Acceptance]) -> str:
     lines = [f"{'kind':16} {'drafts':>7} {'tokens a step':>14}   accepted at least 1, 2, ..."]
     total = sum(list(by_kind.values())[1:], next(iter(by_kind.values())))
     for kind, found in {**by_kind, "all": total}.items():
@@ -90,8 +119,12 @@ def main() -> None:
     options = parser.parse_args()
     target = load_target(options.model, torch.device("cpu"))
     draft, vocabulary = load_draft(options.draft)
-    documents = probe_documents(Tokenizer.load(options.model))
-    found = {kind: acceptance(draft, vocabulary, target, documents[kind]) for kind in documents}
+    kinds = probe_documents(Tokenizer.load(options.model))
+    replied = iter(own_replies(options.model, [d for kind in kinds.values() for d in kind]))
+    found = {
+        kind: acceptance(draft, vocabulary, target, [next(replied) for _ in documents])
+        for kind, documents in kinds.items()
+    }
     print(report(found))
 
 

@@ -36,6 +36,9 @@ def export_draft(draft: EagleDraft, target: ModelShape, vocab: torch.Tensor, fol
         "tie_word_embeddings": False,
         "torch_dtype": "bfloat16",
         "vocab_size": target.vocab_size,
+        # The first place is where vLLM's older runner and SGLang look, the second where the newer
+        # runner does. The numbers are vLLM's: the stream that enters a layer, 0 the first.
+        "eagle_config": {_TAPS: taps, "use_aux_hidden_state": True},
         _TAPS: taps,
         **shape,
     }

@@ -147,7 +147,6 @@ def _chain_attention(
         parts.append((q_BLQD * k).sum(-1).float().transpose(1, 2)[..., None] * scale)
         chain_values.append(v)
     weights = torch.cat(parts, -1).softmax(-1).to(q_BLQD.dtype)
-    weights = torch.nan_to_num(weights)  # indices before the first real one see nothing
     out = torch.einsum("bqij,bjqd->biqd", weights[..., :length], v0)
     for number, v in enumerate(chain_values):
         out = out + weights[..., length + number].transpose(1, 2)[..., None] * v

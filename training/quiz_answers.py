@@ -16,10 +16,10 @@ from m2serve.chat.parser import OutputParser, ParserOptions, parse_output
 from m2serve.chat.renderer import render
 from m2serve.chat.tokenizer import Tokenizer
 from m2serve.chat.tools import parse_tools
+from training.generation import BATCH, replies
 from training.quiz_items import Item
 from training.quiz_scoring import Answer
 
-BATCH = 64
 TIMEOUT_S = 600.0
 
 
@@ -38,32 +38,25 @@ def ask_engine(
 ) -> Iterator[Answer]:
     """In order, BATCH questions at a time. `settings` are fields of EngineConfig."""
     from m2serve.engine.engine import Engine
-    from m2serve.engine.request import EngineRequest, SamplingParams
+    from m2serve.engine.request import SamplingParams
 
     tokenizer = Tokenizer.load(folder)
     identity = model_identity(folder)
     engine = Engine.load(folder, max_num_seqs=BATCH, **settings)
-    for start in range(0, len(items), BATCH):
-        part = items[start : start + BATCH]
-        outputs: list[list[int]] = [[] for _ in part]
-        reasons = [""] * len(part)
-        for number, item in enumerate(part):
-            params = SamplingParams(
-                max_tokens=item.max_tokens,
-                temperature=sampling.temperature,
-                top_p=sampling.top_p,
-                top_k=sampling.top_k,
-                seed=sampling.seed + start + number,
-                eos_token_ids=(tokenizer.control.turn_end,),
-            )
-            ids = prompt_of(item, tokenizer, identity)
-            engine.add(EngineRequest(request_id=str(number), prompt_token_ids=ids, sampling=params))
-        while engine.has_work():
-            for output in engine.step():
-                outputs[int(output.request_id)] += output.token_ids
-                reasons[int(output.request_id)] = output.finish_reason or ""
-        for item, ids, reason in zip(part, outputs, reasons, strict=True):
-            yield read_answer(item, ids, reason, tokenizer)
+    params = [
+        SamplingParams(
+            max_tokens=item.max_tokens,
+            temperature=sampling.temperature,
+            top_p=sampling.top_p,
+            top_k=sampling.top_k,
+            seed=sampling.seed + number,
+            eos_token_ids=(tokenizer.control.turn_end,),
+        )
+        for number, item in enumerate(items)
+    ]
+    prompts = [prompt_of(item, tokenizer, identity) for item in items]
+    for item, (ids, reason) in zip(items, replies(engine, prompts, params), strict=True):
+        yield read_answer(item, ids, reason, tokenizer)
 
 
 def prompt_of(item: Item, tokenizer: Tokenizer, identity: str) -> list[int]:

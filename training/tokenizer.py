@@ -55,12 +55,15 @@ def world_texts(num_documents: int, seed: int) -> Iterator[str]:
 
 
 def write_tokenizer(tokenizer: Tokenizer, folder: Path) -> None:
-    """tokenizer.json and tokenizer_config.json, with the fields of the published ones."""
+    """tokenizer_config.json with the fields of the published one, then tokenizer.json: whoever
+    finds the latter finds both."""
     folder.mkdir(parents=True, exist_ok=True)
-    tokenizer.save(str(folder / "tokenizer.json"), pretty=False)
     config = tokenizer_config(tokenizer, MODEL_MAX_LENGTH)
     text = json.dumps(config, ensure_ascii=False, indent=2)
     (folder / "tokenizer_config.json").write_text(text + "\n", encoding="utf-8")
+    fresh = folder / "tokenizer.json.new"
+    tokenizer.save(str(fresh), pretty=False)
+    fresh.rename(folder / "tokenizer.json")
 
 
 def _learn(size: int, texts: Iterator[str]) -> dict[str, Any]:

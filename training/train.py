@@ -16,9 +16,7 @@ from __future__ import annotations
 import argparse
 import json
 import math
-import platform
 import shutil
-import sys
 import time
 from collections import deque
 from collections.abc import Callable, Generator
@@ -31,10 +29,17 @@ from pathlib import Path
 import torch
 
 from m2serve.chat.tokenizer import Tokenizer
-from m2serve.environment import one_cpu_a_core, usable_cpus
+from m2serve.environment import this_machine
 from m2serve.spec.shape import ModelShape
 from training.batches import Batch, start_worker
-from training.checkpointing import Counters, drop_rows_from, has_checkpoint, restore, save
+from training.checkpointing import (
+    Counters,
+    drop_rows_from,
+    has_checkpoint,
+    read_state,
+    restore,
+    save,
+)
 from training.export import export
 from training.induction import lay_out_induction
 from training.memory import keep_freed_memory
@@ -44,6 +49,7 @@ from training.optimizer import Optimizer
 from training.precision import PRECISIONS, fastest_dtype, precision_of
 from training.probe import append_scores, probe_documents, score
 from training.schedule import Budget, rate_factor
+from training.starts import append_start
 from training.team import NoRoom, Order, Team
 from training.tokenizer import NUM_DOCUMENTS, VOCAB_SIZE, train_tokenizer, write_tokenizer
 
@@ -81,7 +87,9 @@ class Run:
         self.num_workers = options.workers
         self.num_processes = options.processes
         if options.after and not (folder / "tokenizer").is_dir():
-            shutil.copytree(options.after / "tokenizer", folder / "tokenizer")
+            fresh = folder / "tokenizer.new"
+            shutil.copytree(options.after / "tokenizer", fresh, dirs_exist_ok=True)
+            fresh.rename(folder / "tokenizer")
         self.tokenizer_folder = _ready_tokenizer(folder / "tokenizer", options.seed)
         generator = torch.Generator().manual_seed(options.seed)
         self.model = MiniatureM2(SHAPE, generator)
@@ -191,34 +199,22 @@ class Run:
 
     def describe(self) -> None:
         """Add this start of the run, with what it ran on, to `starts.jsonl`."""
-        device = platform.processor() or platform.machine()
-        if self.device.type == "cuda":
-            device = torch.cuda.get_device_name(self.device)
-        start = {
-            "command": " ".join(sys.argv[1:]),
-            "step": self.counters.step,
-            "step_tokens": self.step_tokens,
-            "parameters": num_parameters(SHAPE),
-            "device": device,
-            "precision": self.counters.precision,
-            "tile_attention": self.model.attends_in_tiles,
-            "processes": self.num_processes,
-            "threads": torch.get_num_threads(),
-            "torch": torch.__version__,
-        }
-        with (self.folder / "starts.jsonl").open("a") as file:
-            file.write(json.dumps(start) + "\n")
-        print(json.dumps(start), flush=True)
+        append_start(
+            self.folder,
+            self.device,
+            step=self.counters.step,
+            step_tokens=self.step_tokens,
+            parameters=num_parameters(SHAPE),
+            precision=self.counters.precision,
+            tile_attention=self.model.attends_in_tiles,
+            processes=self.num_processes,
+        )
 
 
 def _ready_tokenizer(folder: Path, seed: int) -> Path:
     if not (folder / "tokenizer.json").is_file():
         write_tokenizer(train_tokenizer(VOCAB_SIZE, NUM_DOCUMENTS, seed), folder)
     return folder
-
-
-def _num_cores() -> int:
-    return len(one_cpu_a_core(usable_cpus()))
 
 
 def _num_processes(parser: argparse.ArgumentParser, options: argparse.Namespace) -> int:
@@ -229,7 +225,18 @@ def _num_processes(parser: argparse.ArgumentParser, options: argparse.Namespace)
         return 1
     if asked is not None and asked < 1:
         parser.error(f"--processes is {asked}; give 1 or more")
-    return asked or min(_num_cores(), MOST_PROCESSES)
+    return asked or min(this_machine().num_cores, MOST_PROCESSES)
+
+
+def _seed(parser: argparse.ArgumentParser, options: argparse.Namespace) -> int:
+    """Of the run that goes on, or the one asked for."""
+    asked: int | None = options.seed
+    if not has_checkpoint(options.folder / "checkpoint"):
+        return asked or 0
+    found = int(read_state(options.folder / "checkpoint")[1]["seed"])
+    if asked not in (None, found):
+        parser.error(f"--seed is {asked}; the run in {options.folder} has seed {found}")
+    return found
 
 
 def main() -> None:
@@ -239,7 +246,7 @@ def main() -> None:
     budget = parser.add_mutually_exclusive_group(required=True)
     budget.add_argument("--minutes", type=float, default=0.0)
     budget.add_argument("--steps", type=int, default=0)
-    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--seed", type=int, help="default: the checkpoint's, else 0")
     parser.add_argument("--after", type=Path, help="the folder of a run to start from")
     parser.add_argument("--begin", type=float, default=0.4, help="with --after: progress at start")
     parser.add_argument("--step-tokens", type=int, default=0, help="0: by device")
@@ -253,9 +260,10 @@ def main() -> None:
     options = parser.parse_args()
     options.processes = _num_processes(parser, options)
     if options.device == "cpu":
-        torch.set_num_threads(max(1, _num_cores() // options.processes))
+        torch.set_num_threads(max(1, this_machine().num_cores // options.processes))
         keep_freed_memory()
     options.folder.mkdir(parents=True, exist_ok=True)
+    options.seed = _seed(parser, options)
     run = Run(options.folder, options)
     run.describe()
     try:

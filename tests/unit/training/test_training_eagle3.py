@@ -1,20 +1,27 @@
 """The draft's unrolled training is what it does step by step when it drafts."""
 
 import json
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
+import numpy as np
+import pytest
 import torch
 import torch.nn.functional as F
 from safetensors.torch import load_file
 
 from m2serve.chat.tokenizer import Tokenizer
 from m2serve.spec.shape import ModelShape
+from training import eagle3
 from training.batches import Batch, make_batch, step_documents
 from training.eagle3 import NUM_DRAFT_STEPS, draft_loss
-from training.eagle3_acceptance import Acceptance, acceptance, count_accepted, report
+from training.eagle3_acceptance import Acceptance, _last_reply, acceptance, go_over, report
 from training.eagle3_export import export_draft, load_draft
 from training.eagle3_modeling import DraftShape, EagleDraft
+from training.export import export
 from training.modeling import MiniatureM2, apply_rotary, rms_norm
+from training.rendering import Document
 
 SMALL = DraftShape(
     hidden_size=32,
@@ -127,6 +134,7 @@ def test_the_exported_draft_has_the_published_layout(tmp_path: Path) -> None:
     }
     config = json.loads((tmp_path / "config.json").read_text())
     assert config["eagle_aux_hidden_state_layer_ids"] == [1, 1, 2]
+    assert config["eagle_config"]["eagle_aux_hidden_state_layer_ids"] == [1, 1, 2]
     assert config["draft_vocab_size"] == 64
 
 
@@ -140,47 +148,68 @@ def test_a_draft_is_read_back_as_it_was_written(tmp_path: Path) -> None:
         assert torch.equal(dict(read.named_parameters())[name], parameter.bfloat16().float()), name
 
 
-def rows_of(rows: list[int], targets: list[int], document: list[int]) -> Batch:
-    unused = torch.empty(0)
-    values = (torch.tensor(x) for x in (rows, targets, document))
-    return Batch(unused, unused, (), *values)
-
-
 def test_a_drafted_token_counts_when_all_before_it_were_right() -> None:
-    said = torch.tensor([1, 2, 3, 4, 5])
-    batch = rows_of([7, 8, 9, 10, 11], [1, 2, 3, 4, 5], [0] * 5)
-    right, wrong = said.clone(), said + 100
-    assert count_accepted([right, right, right], said, batch) == Acceptance(3, (3, 3, 3))
-    assert count_accepted([right, wrong, right], said, batch) == Acceptance(3, (3, 0, 0))
-    only_last = torch.tensor([101, 102, 3, 4, 5])
-    assert count_accepted([only_last, right, wrong], said, batch) == Acceptance(3, (1, 1, 0))
-    assert Acceptance(4, (2, 1, 0)).mean_length == 1.75
+    right, wrong = [True] * 7, [False] * 7
+    assert go_over([right, right, right]) == Acceptance(2, 6, (2, 2, 1))  # 1 + 4, then 2 left
+    assert go_over([right, wrong, right]) == Acceptance(3, 6, (3, 0, 0))
+    assert go_over([wrong, right, right]) == Acceptance(6, 6, (0, 0, 0))
+    first_wrong = [True, False, True, True, True, True, True]
+    assert go_over([first_wrong, right]) == Acceptance(3, 6, (2, 2))
+    assert go_over([right, right, right]).mean_length == 3.0
 
 
-def test_a_draft_ends_with_its_turn_its_document_and_where_the_target_goes_elsewhere() -> None:
-    said = torch.tensor([1, 2, 3, 4, 5])
-    two = [said, said]
-    assert count_accepted(two, said, rows_of([7, 8, 12, 13, 14], [1, 2, 3, 4, 5], [0] * 5)) == (
-        Acceptance(3, (3, 3))
-    )
-    assert count_accepted(
-        two, said, rows_of([7, 8, 9, 10, 11], [1, 2, 3, 4, 5], [0, 0, 0, 1, 1])
-    ) == (Acceptance(3, (3, 3)))
-    assert count_accepted(two, said, rows_of([7, 8, 9, 10, 11], [1, 9, 3, 4, 5], [0] * 5)) == (
-        Acceptance(3, (3, 3))
-    )
-    assert (
-        count_accepted([said] * 9, said, rows_of([1, 2, 3, 4, 5], [1] * 5, [0] * 5)).num_drafts == 0
-    )
+def test_a_reply_of_one_token_has_nothing_to_draft() -> None:
+    assert go_over([[True], [True]]) == Acceptance(0, 0, (0, 0))
+    assert go_over([[True], [True]]).mean_length == 0.0
 
 
 def test_acceptance_of_conversations_is_reported_by_kind(tokenizer: Tokenizer) -> None:
     target = MiniatureM2(TARGET, torch.Generator().manual_seed(0)).requires_grad_(False)
     documents = step_documents(0, 0, 0, 600, tokenizer)
     found = acceptance(small_draft(), torch.arange(64) * 3, target, documents)
+    said = sum(int(document.is_said[1:].sum()) for document in documents)
+    assert found.num_tokens == said - len(documents)
     assert len(found.accepted) == NUM_DRAFT_STEPS
-    assert "tokens a step" in report({"free_question": found, "other": Acceptance(10, (5, 2, 1))})
-    [*_, last] = report(
-        {"a": Acceptance(10, (8, 4, 0)), "b": Acceptance(10, (4, 2, 2))}
-    ).splitlines()
+    parts = {"a": Acceptance(10, 22, (8, 4, 0)), "b": Acceptance(10, 18, (4, 2, 2))}
+    [*_, last] = report(parts).splitlines()
     assert last.split() == ["all", "20", "2.00", "60.0%", "30.0%", "10.0%"]
+
+
+def test_the_last_reply_is_found() -> None:
+    is_said = np.array([False, True, True, False, False, True, True, False])
+    assert _last_reply(Document(np.arange(8), is_said)) == 5
+
+
+def test_training_goes_on_where_it_was_interrupted(
+    tmp_path: Path, tokenizer_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = MiniatureM2(TARGET, torch.Generator().manual_seed(0))
+    export(model, tokenizer_folder, tmp_path / "target")
+    monkeypatch.setattr(eagle3, "DraftShape", lambda: SMALL)
+    monkeypatch.setattr(eagle3, "STEP_TOKENS", 600)
+    monkeypatch.setattr(eagle3, "COUNTED_STEPS", 1)
+    monkeypatch.setattr(eagle3, "SAVE_EVERY_S", 0.0)
+
+    def run(name: str, stop_at: int | None = None) -> dict[str, torch.Tensor]:
+        arguments = [str(tmp_path / "target"), str(tmp_path / name), "--steps", "4"]
+        monkeypatch.setattr("sys.argv", ["eagle3", *arguments])
+        if stop_at is not None:
+            stopped = partial(_stopping, eagle3.draw_batch, stop_at)
+            with monkeypatch.context() as patch:
+                patch.setattr(eagle3, "draw_batch", stopped)
+                with pytest.raises(KeyboardInterrupt):
+                    eagle3.main()
+        eagle3.main()
+        return load_file(tmp_path / name / "model" / "model.safetensors")
+
+    whole, resumed = run("whole"), run("resumed", stop_at=2)
+    assert all(torch.equal(whole[name], resumed[name]) for name in whole)
+    starts = (tmp_path / "resumed" / "starts.jsonl").read_text().splitlines()
+    assert [json.loads(start)["step"] for start in starts] == [0, 2]
+
+
+def _stopping(draw: Callable[..., Batch], stop_at: int, *drawn: int) -> Batch:
+    seed, stage, step, _ = drawn
+    if (seed, stage) != (0, eagle3.STAGE) or step < stop_at:
+        return draw(*drawn)
+    raise KeyboardInterrupt
