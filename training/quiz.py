@@ -31,7 +31,7 @@ _ENGINE_SETTINGS = {
     "dtype": "auto",
     "device": "auto",
     "kv_cache_dtype": "auto",
-    "cpu_activation": "float",
+    "cpu_activation": "auto",
     "attention_format": "",
     "head_format": "",
 }

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Literal
-
 import pytest
 import torch
 from stored import FORMATS, make_weight
@@ -11,7 +9,7 @@ from stored import FORMATS, make_weight
 from m2serve.checkpoint.weights import Int4Weight, Int8Weight, Weight
 from m2serve.kernels import reference
 from m2serve.kernels.cpu_library import load_cpu_library
-from m2serve.kernels.cpu_linear import CpuMatmul
+from m2serve.kernels.cpu_linear import CpuActivation, CpuMatmul
 
 LIBRARY = load_cpu_library()
 pytestmark = pytest.mark.skipif(LIBRARY is None, reason="no CPU kernels here")
@@ -19,7 +17,7 @@ pytestmark = pytest.mark.skipif(LIBRARY is None, reason="no CPU kernels here")
 HIDDEN, WIDTH, NUM_EXPERTS = 384, 256, 9
 
 
-def matmul(activation: Literal["float", "int8"] = "float") -> CpuMatmul:
+def matmul(activation: CpuActivation = "auto") -> CpuMatmul:
     assert LIBRARY is not None
     return CpuMatmul(LIBRARY, activation)
 

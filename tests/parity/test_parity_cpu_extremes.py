@@ -7,7 +7,6 @@ the end of a tensor fails.
 from __future__ import annotations
 
 import dataclasses
-from typing import Literal
 
 import pytest
 import torch
@@ -29,7 +28,7 @@ from m2serve.checkpoint.weights import (
 )
 from m2serve.kernels import reference
 from m2serve.kernels.cpu_library import load_cpu_library
-from m2serve.kernels.cpu_linear import CpuMatmul
+from m2serve.kernels.cpu_linear import CpuActivation, CpuMatmul
 from m2serve.model.batch import ForwardBatch
 from m2serve.model.minimax_m2 import allocate_kv_cache
 from m2serve.model.native import NativeMiniMaxM2, make_model
@@ -38,23 +37,22 @@ LIBRARY = load_cpu_library()
 if LIBRARY is None:
     pytest.skip("no native kernels here", allow_module_level=True)
 
-Activation = Literal["float", "int8"]
 # One to two tiles of tokens, either side of where the products change their way.
 NUM_TOKENS = (1, 2, 3, 4, 5, 6, 7, 8, 9, 47, 48, 49)
 
 
-def matmul(activation: Activation = "float") -> CpuMatmul:
+def matmul(activation: CpuActivation = "auto") -> CpuMatmul:
     assert LIBRARY is not None
     return CpuMatmul(LIBRARY, activation)
 
 
-def activations_of(weight: Weight, format: str) -> tuple[Activation, ...]:
+def activations_of(weight: Weight, format: str) -> tuple[CpuActivation, ...]:
     if format not in INTEGER_FORMATS:
-        return ("float",)
+        return ("auto",)
     described, _ = matmul("int8").describe(weight)
     assert described is not None
     assert described.interleaved, "this would test float activations twice"
-    return ("float", "int8")
+    return ("auto", "int8")
 
 
 @pytest.mark.parametrize("format", FORMATS)

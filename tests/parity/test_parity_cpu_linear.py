@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterator
-from typing import Literal
 
 import pytest
 import torch
@@ -14,7 +13,7 @@ from stored import FORMATS, make_weight, num_columns
 from m2serve.checkpoint.weights import DenseWeight, Int4Weight, Nvfp4Weight, Weight
 from m2serve.kernels import reference
 from m2serve.kernels.cpu_library import load_cpu_library
-from m2serve.kernels.cpu_linear import CpuMatmul
+from m2serve.kernels.cpu_linear import CpuActivation, CpuMatmul
 from m2serve.kernels.dequantize import dequantize
 
 LIBRARY = load_cpu_library()
@@ -33,7 +32,10 @@ def num_threads(request: pytest.FixtureRequest) -> Iterator[int]:
     torch.set_num_threads(before)
 
 
-def matmul(activation: Literal["float", "int8"] = "float") -> CpuMatmul:
+CHOICES: tuple[CpuActivation, ...] = ("auto", "float", "bf16")
+
+
+def matmul(activation: CpuActivation = "auto") -> CpuMatmul:
     assert LIBRARY is not None
     return CpuMatmul(LIBRARY, activation)
 
@@ -82,11 +84,27 @@ def test_stacked_matrices_are_rows(format: str) -> None:
     assert_near(matmul().linear(x, weight), x, weight)
 
 
-@pytest.mark.parametrize("activation", ["float", "int8"])
+@pytest.mark.parametrize("format", ["bf16", "fp8", "nvfp4"])
+def test_float_activations_are_not_rounded_where_bfloat16_ones_are(format: str) -> None:
+    library = load_cpu_library()
+    if library is None or library.isa == "avx2":
+        pytest.skip("bfloat16 is not multiplied here")
+    weight = make_weight(format, 130, 384)
+    x = torch.randn(64, num_columns(weight))
+    exact = reference.linear(x, weight)
+    errors = {
+        activation: float((matmul(activation).linear(x, weight) - exact).abs().max())
+        for activation in CHOICES
+    }
+    assert errors["auto"] == errors["float"] < 0.1 * errors["bf16"]
+    rounded = x.bfloat16()
+    same = {a: matmul(a).linear(rounded, weight) for a in CHOICES}
+    assert torch.equal(same["auto"], same["bf16"])
+
+
+@pytest.mark.parametrize("activation", ["auto", "int8"])
 @pytest.mark.parametrize("format", FORMATS)
-def test_the_number_of_threads_changes_no_bit(
-    format: str, activation: Literal["float", "int8"]
-) -> None:
+def test_the_number_of_threads_changes_no_bit(format: str, activation: CpuActivation) -> None:
     weight = make_weight(format, 304, 700)
     before = torch.get_num_threads()
     results = []

@@ -70,7 +70,7 @@ def test_a_product_of_the_models_sizes(library: CpuLibrary, rows: int) -> None:
     weight = make_weight("nvfp4", rows, 1536)
     for num_tokens in (1, 6):
         x = torch.randn(num_tokens, 1536, generator=torch.Generator().manual_seed(num_tokens))
-        matmul = CpuMatmul(library, "float")
+        matmul = CpuMatmul(library, "auto")
         y = same_with_any_threads(lambda: matmul.linear(x, weight))  # noqa: B023
         assert_near(y, x, weight)
 
@@ -80,7 +80,7 @@ def test_every_format_and_stacked_matrices(library: CpuLibrary, format: str) -> 
     weight = make_weight(format, 130, 384, batch=(3, 2))
     for num_tokens in (1, 9):
         x = torch.randn(num_tokens, num_columns(weight))
-        matmul = CpuMatmul(library, "float")
+        matmul = CpuMatmul(library, "auto")
         y = same_with_any_threads(lambda: matmul.linear(x, weight))  # noqa: B023
         assert_near(y, x, weight)
 
@@ -91,7 +91,7 @@ def test_eight_experts_of_the_models_sizes(library: CpuLibrary) -> None:
     w2 = tamed(make_weight("nvfp4", 3072, 1536, batch=(8,), seed=1))
     x, ids = torch.randn(1, 3072), torch.randperm(8)[None]
     weights = torch.rand(ids.shape)
-    matmul = CpuMatmul(library, "float")
+    matmul = CpuMatmul(library, "auto")
     y = same_with_any_threads(lambda: matmul.experts(x, w13, w2, weights, ids))
     expected = reference.experts(x, w13, w2, weights, ids)
     assert float((y - expected).abs().max()) < 3e-6 * float(expected.abs().max())
@@ -102,7 +102,7 @@ def test_many_tokens_on_odd_experts(library: CpuLibrary) -> None:
     w2 = tamed(make_weight("int8", 130, 77, batch=(9,), seed=1))
     x, ids = torch.randn(37, 130), torch.rand(37, 9).topk(3).indices
     weights = torch.rand(ids.shape)
-    matmul = CpuMatmul(library, "float")
+    matmul = CpuMatmul(library, "auto")
     y = same_with_any_threads(lambda: matmul.experts(x, w13, w2, weights, ids))
     expected = reference.experts(x, w13, w2, weights, ids)
     assert float((y - expected).abs().max()) < 3e-6 * float(expected.abs().max())

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Literal
-
 import pytest
 import torch
 import torch.nn.functional as F
@@ -19,7 +17,7 @@ from m2serve.checkpoint.weights import (
 )
 from m2serve.kernels import reference
 from m2serve.kernels.cpu_library import load_cpu_library
-from m2serve.kernels.cpu_linear import CpuMatmul
+from m2serve.kernels.cpu_linear import CpuActivation, CpuMatmul
 from m2serve.kernels.dequantize import dequantize
 
 LIBRARY = load_cpu_library()
@@ -30,7 +28,7 @@ NUM_ROWS = (16, 17, 31, 32, 33, 47, 48, 49, 64, 200, 530)
 TILE_FORMATS = [name for name in FORMATS if name != "f32"]
 
 
-def matmul(activation: Literal["float", "int8"] = "float") -> CpuMatmul:
+def matmul(activation: CpuActivation = "auto") -> CpuMatmul:
     assert LIBRARY is not None
     return CpuMatmul(LIBRARY, activation)
 
@@ -101,10 +99,10 @@ def test_few_rows_stay_with_the_vectors(format: str) -> None:
         assert not torch.equal(few, many[:-1])
 
 
-@pytest.mark.parametrize("activation", ["float", "int8"])
+@pytest.mark.parametrize("activation", ["auto", "int8"])
 @pytest.mark.parametrize("format", TILE_FORMATS)
-def test_stacked_matrices_are_rows(format: str, activation: Literal["float", "int8"]) -> None:
-    weight = make_weight(format, 130 if activation == "float" else 144, 384, batch=(3, 2))
+def test_stacked_matrices_are_rows(format: str, activation: CpuActivation) -> None:
+    weight = make_weight(format, 130 if activation == "auto" else 144, 384, batch=(3, 2))
     x = torch.randn(40, num_columns(weight))
     if activation == "int8":
         assert_tiles(matmul("int8").linear(x, weight), x, weight)
@@ -192,9 +190,9 @@ def expected_experts(
     return y
 
 
-@pytest.mark.parametrize("activation", ["float", "int8"])
+@pytest.mark.parametrize("activation", ["auto", "int8"])
 @pytest.mark.parametrize("format", TILE_FORMATS)
-def test_experts(format: str, activation: Literal["float", "int8"]) -> None:
+def test_experts(format: str, activation: CpuActivation) -> None:
     """Also one that all tokens name, one that one token names, last, and one named twice."""
     w13, w2 = pair(format)
     x = torch.randn(200, w2_rows(w2)).bfloat16().float()

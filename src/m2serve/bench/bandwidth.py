@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
+import re
 import time
+from pathlib import Path
 
 import torch
 
-# Several times any cache, and on a GPU long enough that starting the kernel does not count.
+from m2serve.environment import this_machine
+
+# At the least; on a GPU so long that starting the kernel does not count.
 _BUFFER_BYTES = {"cpu": 1 << 29, "cuda": 1 << 32}
+_CACHES = 4  # a buffer of so many times the last cache is hardly found there
+_CACHE_SIZES = "devices/system/cpu/cpu0/cache/index*/size"
 _ROUNDS = 5
 
 
 def read_bandwidth_gb_per_s(device: torch.device) -> float:
     """Best of a few passes over a large buffer, in 10^9 bytes a second, on torch's threads."""
-    buffer = torch.ones(_BUFFER_BYTES[device.type] // 4, device=device).view(-1, 1 << 16)
+    buffer = torch.ones(buffer_bytes(device.type) // 4, device=device).view(-1, 1 << 16)
     best_s = float("inf")
     for _ in range(_ROUNDS):
         synchronize(device)
@@ -22,6 +28,26 @@ def read_bandwidth_gb_per_s(device: torch.device) -> float:
         synchronize(device)
         best_s = min(best_s, time.perf_counter() - start)
     return buffer.nbytes / best_s / 1e9
+
+
+def buffer_bytes(
+    device_type: str, system: Path = Path("/sys"), free_bytes: int | None = None
+) -> int:
+    """Several times the last cache, as far as a quarter of the free memory (of this machine, unless
+    given) goes; a multiple of 256 KiB."""
+    least = _BUFFER_BYTES[device_type]
+    if device_type != "cpu":
+        return least
+    free = this_machine().available_memory_bytes if free_bytes is None else free_bytes
+    sizes = [parse_size(path.read_text()) for path in system.glob(_CACHE_SIZES)]
+    wanted = max(least, _CACHES * max(sizes, default=0))
+    return max(min(wanted, free // 4), min(least, free)) >> 18 << 18
+
+
+def parse_size(text: str) -> int:
+    """Linux's "32K" or "4M" as bytes; 0 for anything else."""
+    match = re.fullmatch(r"([0-9]{1,9})([KM]?)\s*", text)
+    return int(match[1]) << {"": 0, "K": 10, "M": 20}[match[2]] if match else 0
 
 
 def synchronize(device: torch.device) -> None:

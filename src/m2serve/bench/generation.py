@@ -16,13 +16,14 @@ from m2serve.bench.operations import Costs, OperationMeter, StepMeter
 from m2serve.engine.block_pool import BlockPool
 from m2serve.engine.config import EngineConfig
 from m2serve.engine.model_runner import ModelRunner
-from m2serve.engine.placement import KV_CACHE_DTYPES
+from m2serve.engine.placement import KV_CACHE_DTYPES, free_memory_bytes
 from m2serve.engine.request import EngineRequest, SamplingParams
 from m2serve.engine.scheduler import Scheduler
 from m2serve.engine.step_loop import StepLoop
-from m2serve.errors import UsageError
+from m2serve.errors import ResourceError, UsageError
 from m2serve.model.batch import KVCache
 from m2serve.model.minimax_m2 import MiniMaxM2, allocate_kv_cache
+from m2serve.spec.cost import kv_slot_bytes
 
 BLOCK_SIZE = 16
 _MAX_NUM_BATCHED_TOKENS = EngineConfig(model_path="").max_num_batched_tokens
@@ -86,9 +87,20 @@ def make_runner(model: MiniMaxM2, config: EngineBenchConfig, kv_cache: KVCache) 
 
 
 def make_cache(model: MiniMaxM2, config: EngineBenchConfig) -> KVCache:
-    """Room for the batch; noise where the context is, since what was never written may be NaN."""
+    """Room for the batch; noise where the context is, since what was never written may be NaN.
+
+    Raises ResourceError for more than the memory that is free.
+    """
     num_blocks = config.batch * (-(-(config.longest + 1) // BLOCK_SIZE) + 1)
     device = model.weights.embedding.device
+    needed = num_blocks * BLOCK_SIZE * kv_slot_bytes(model.shape, config.kv_cache_dtype)
+    free = free_memory_bytes(device)
+    if needed > free:
+        raise ResourceError(
+            f"the KV cache of {config.batch} sequences of {config.longest} tokens takes "
+            f"{needed / 1e9:.1f} GB, and {free / 1e9:.1f} GB are free; give a smaller --batch, "
+            "--context, --prompt or --output, or --kv-cache-dtype int8"
+        )
     dtype = KV_CACHE_DTYPES[config.kv_cache_dtype]
     cache = allocate_kv_cache(model.shape, num_blocks, BLOCK_SIZE, device, dtype)
     if config.context:

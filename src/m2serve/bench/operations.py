@@ -32,13 +32,15 @@ class StepMeter:
     def __init__(self, model: NativeMiniMaxM2) -> None:
         self._model = model
         self._every_forward = tensor_bytes(model.weights.lm_head)
-        self._every_hit = 0
+        each: list[int] = []
         for layer in model.weights.layers:
             attention, moe = layer.attention, layer.moe
             linears = (attention.q_proj, attention.k_proj, attention.v_proj, attention.o_proj)
             self._every_forward += sum(map(tensor_bytes, linears)) + moe.gate.nbytes
             both = tensor_bytes(moe.w13) + tensor_bytes(moe.w2)
-            self._every_hit = both // len(moe.correction_bias)
+            each.append(both // len(moe.correction_bias))
+        # Where layers differ in format: every layer has as many hits as the others, or nearly.
+        self._every_hit = sum(each) / len(each)
 
     def reset(self) -> None:
         self._model.step.take_costs()
@@ -46,7 +48,7 @@ class StepMeter:
     def take(self) -> Costs:
         found = self._model.step.take_costs()
         forwards = found.num_forwards * self._every_forward
-        return Costs(found.seconds, forwards + found.experts_hit * self._every_hit)
+        return Costs(found.seconds, forwards + round(found.experts_hit * self._every_hit))
 
 
 class OperationMeter:

@@ -65,8 +65,11 @@ def engine(
     device: Annotated[Device, typer.Option(help="Where to compute.")] = "auto",
     dtype: Annotated[DType, typer.Option(help="auto: bfloat16 where it is fast.")] = "auto",
     cpu_activation: Annotated[
-        CpuActivation, typer.Option(help="int8: faster on a CPU with quantised weights.")
-    ] = "float",
+        CpuActivation,
+        typer.Option(
+            help="To what the CPU kernels round; int8: faster with NVFP4, MXFP4, INT4 and INT8."
+        ),
+    ] = "auto",
     kv_cache_dtype: Annotated[
         KVCacheDType, typer.Option(help="As of m2 serve; int8 and fp8 on a CPU.")
     ] = "auto",
@@ -243,7 +246,7 @@ def _show(result: EngineBenchResult, console: Console) -> None:
         (
             "of",
             f"{result.read_bandwidth_gb_per_s:,.2f}",
-            f"GB/s measured just before; share {result.bandwidth_share:.0%}",
+            f"GB/s, the better of before and after; share {result.bandwidth_share:.0%}",
         ),
         ("peak memory", f"{result.peak_memory_bytes / 1e9:,.3f}", "GB"),
     ]

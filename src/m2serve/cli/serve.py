@@ -75,7 +75,9 @@ def serve(
     scripted: Annotated[
         Path | None, typer.Option(help="JSON lines of forced answers, for tests.")
     ] = None,
-    num_threads: Annotated[int, typer.Option(min=0, help="0: one a physical core.")] = 0,
+    num_threads: Annotated[
+        int, typer.Option(min=0, help="0: OMP_NUM_THREADS, else one a physical core.")
+    ] = 0,
     attention_format: Annotated[
         WeightFormat | None,
         typer.Option(help="Requantise BF16 q, k, v and o while loading. Default: as stored."),
@@ -85,8 +87,10 @@ def serve(
     ] = None,
     cpu_activation: Annotated[
         CpuActivation,
-        typer.Option(help="int8: faster on a CPU with quantised weights, and rounded."),
-    ] = "float",
+        typer.Option(
+            help="To what the CPU kernels round; int8: faster with NVFP4, MXFP4, INT4 and INT8."
+        ),
+    ] = "auto",
     max_num_queued_reqs: Annotated[
         int, typer.Option(min=0, help="Waiting requests before 503; 0: no limit.")
     ] = 1024,

@@ -10,7 +10,7 @@ Device = Literal["auto", "cpu", "cuda"]
 DType = Literal["auto", "bfloat16", "float32"]
 KVCacheDType = Literal["auto", "float32", "bfloat16", "int8", "fp8"]
 WeightFormat = Literal["", "bf16", "fp8", "int8"]
-CpuActivation = Literal["float", "int8"]
+CpuActivation = Literal["auto", "float", "bf16", "int8"]
 
 
 class EngineConfig(msgspec.Struct, frozen=True, kw_only=True):
@@ -20,7 +20,8 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True):
     `kv_cache_memory_bytes` 0 means: chosen from the memory that is free after loading.
     `attention_format` and `head_format` "" mean: as stored; else dense weights are requantised
     while loading.
-    `cpu_activation` "int8" rounds what the native CPU kernels multiply quantised weights with.
+    `cpu_activation` says to what the native CPU kernels round what they multiply weights with
+    (kernels.cpu_linear.CpuActivation).
     `kv_cache_dtype` "auto" is the compute dtype; of the native CPU kernels bfloat16, unless `dtype`
     is given.
     `max_model_len` 0 means: the checkpoint's own context length, or what the KV cache can hold.
@@ -40,4 +41,4 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True):
     num_threads: int = 0
     attention_format: WeightFormat = ""
     head_format: WeightFormat = ""
-    cpu_activation: CpuActivation = "float"
+    cpu_activation: CpuActivation = "auto"

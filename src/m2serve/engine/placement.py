@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import logging
 import os
+import re
 
 import torch
 
@@ -10,6 +12,9 @@ from m2serve.engine.config import EngineConfig
 from m2serve.environment import Machine, this_machine
 from m2serve.errors import ResourceError, UsageError
 from m2serve.kernels.cpu_library import load_cpu_library
+from m2serve.kernels.cpu_topology import MAX_THREADS
+
+logger = logging.getLogger(__name__)
 
 DTYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32}
 KV_CACHE_DTYPES = {**DTYPES, "int8": torch.int8, "fp8": torch.float8_e4m3fn}
@@ -62,9 +67,14 @@ def check_kv_cache_dtype(name: str, has_kernels: bool) -> None:
 
 
 def choose_num_threads(config: EngineConfig, machine: Machine) -> int:
-    """The config's number, else OMP_NUM_THREADS, else one a physical core."""
+    """The config's number, else OMP_NUM_THREADS, else one a physical core; as many as the native
+    kernels' pool has."""
     asked = os.environ.get("OMP_NUM_THREADS", "")
-    return config.num_threads or (int(asked) if asked.isdigit() else 0) or machine.num_cores
+    of_environment = int(asked) if re.fullmatch(r"[0-9]{1,6}", asked) else 0
+    number = config.num_threads or of_environment or machine.num_cores
+    if number > MAX_THREADS:
+        logger.warning("%d threads are more than the kernels use: %d", number, MAX_THREADS)
+    return min(number, MAX_THREADS)
 
 
 def free_memory_bytes(device: torch.device) -> int:

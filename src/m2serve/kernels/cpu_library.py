@@ -75,7 +75,7 @@ def load_cpu_library() -> CpuLibrary | None:
 
     `M2_CPU_ISA=avx2`, `avx512` or `amx` allows that one only. `M2_CPU_LIBRARY` is the path of a
     library to load instead of the installed one. Both are read once; raises UsageError for a value
-    that is neither an instruction set nor a library.
+    that is neither an instruction set nor a library, and for one this CPU does not have.
     """
     isa_asked = os.environ.get("M2_CPU_ISA")
     if isa_asked is not None and isa_asked not in _ISAS:
@@ -85,6 +85,10 @@ def load_cpu_library() -> CpuLibrary | None:
         return None
     functions = _load(path)
     isa = functions.m2_isa()
+    if isa is None and isa_asked not in (None, "none"):
+        raise UsageError(
+            f"M2_CPU_ISA is {isa_asked!r}, which this CPU, or {path.name}, does not have; unset it"
+        )
     if isa is None:
         return None
     return CpuLibrary(path, isa.decode(), functions, this_machines_nodes())
@@ -138,7 +142,7 @@ def describe_cpu_kernels() -> str:
         nodes = f", {len(library.nodes)} NUMA nodes" if len(library.nodes) > 1 else ""
         return f"CPU kernels: {library.isa}{nodes}"
     if find_cpu_library() is None:
-        reason = "the package was installed without a C++ compiler"
+        reason = "none were built: they need Linux on x86-64 and a C++ compiler at installation"
     else:
         reason = "no kernels for this CPU, which needs AVX2, or M2_CPU_ISA excludes them"
     return f"CPU kernels: PyTorch, many times slower for quantised weights ({reason})"

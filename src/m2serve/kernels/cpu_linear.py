@@ -14,22 +14,23 @@ from m2serve.kernels.cpu_library import CpuLibrary
 from m2serve.kernels.cpu_structs import CpuWeight
 from m2serve.kernels.cpu_weights import cpu_weight
 
-# What the activations become before they meet a quantised weight: "float" leaves them as they are,
-# "int8" rounds them to int8 with a scale for every 16 or 32 values, for formats with integer codes
-# and a number of rows that is a multiple of 8 (AVX2) or 16 (AVX-512). Other weights meet many rows
-# in bfloat16 where the machine multiplies that, else float ones. With AMX a product of 16 rows or
-# more (of experts: 16 for each that is hit, on average) is bfloat16 instead of int8, too, so that
-# what a prompt gives depends by rounding on how it was cut, and a batch on its size.
-CpuActivation = Literal["float", "int8"]
+# What the activations become before they meet a weight. "float" leaves them as they are. "bf16"
+# rounds them to bfloat16 where a product has many rows and the machine multiplies that (AVX-512: 5,
+# AMX: 16); "auto" is that for a model in bfloat16, else float. "int8" rounds them to int8 with a
+# scale for every 16 or 32 values, for formats with integer codes and a number of rows that is a
+# multiple of 8 (AVX2) or 16 (AVX-512); other weights meet them as with "bf16". With AMX a product
+# of 16 rows or more (of experts: 16 for each that is hit, on average) is bfloat16 instead of int8,
+# too, so that what a prompt gives depends by rounding on how it was cut, and a batch on its size.
+CpuActivation = Literal["auto", "float", "bf16", "int8"]
 
-_FLOAT, _BF16, INT8_ACTIVATION = range(3)  # m2_activation of cpu/types.h
+_FLOAT, BF16_ACTIVATION, INT8_ACTIVATION = range(3)  # m2_activation of cpu/types.h
 
 
 def activation_code(activation: CpuActivation, dtype: torch.dtype) -> int:
-    """m2_activation of cpu/types.h for activations of `dtype`."""
-    if activation == "int8":
-        return INT8_ACTIVATION
-    return _BF16 if dtype == torch.bfloat16 else _FLOAT
+    """m2_activation of cpu/types.h, for a model of `dtype`."""
+    if activation == "auto":
+        return BF16_ACTIVATION if dtype == torch.bfloat16 else _FLOAT
+    return {"float": _FLOAT, "bf16": BF16_ACTIVATION, "int8": INT8_ACTIVATION}[activation]
 
 
 class CpuMatmul:

@@ -44,7 +44,7 @@ def select_kernels(device: torch.device) -> Kernels:
     library = load_cpu_library() if device.type == "cpu" else None
     if library is None:
         return chosen
-    native = CpuMatmul(library, "float")
+    native = CpuMatmul(library, "auto")
     return dataclasses.replace(chosen, linear=native.linear, experts=native.experts)
 
 

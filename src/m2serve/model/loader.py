@@ -42,7 +42,7 @@ def load_model(
     *,
     attention_format: WeightFormat = "",
     head_format: WeightFormat = "",
-    cpu_activation: CpuActivation = "float",
+    cpu_activation: CpuActivation = "auto",
 ) -> MiniMaxM2:
     """Read all weights; `progress` gets the fraction of bytes read.
 

@@ -15,7 +15,12 @@ from m2serve.errors import CheckpointError, UsageError
 from m2serve.kernels.cpu_attention import address, cpu_kv_cache, rotary_frequencies
 from m2serve.kernels.cpu_decoder import CpuDecoder
 from m2serve.kernels.cpu_library import CpuLibrary, describe_cpu_kernels, load_cpu_library
-from m2serve.kernels.cpu_linear import INT8_ACTIVATION, CpuActivation, activation_code
+from m2serve.kernels.cpu_linear import (
+    BF16_ACTIVATION,
+    INT8_ACTIVATION,
+    CpuActivation,
+    activation_code,
+)
 from m2serve.kernels.cpu_step import CpuStep
 from m2serve.kernels.cpu_structs import CpuBatch, CpuKVCache, CpuLayer, CpuModel, CpuWeight
 from m2serve.kernels.cpu_weights import cpu_weight, describe_weight, has_integer_codes
@@ -31,18 +36,18 @@ _MOST_NAMED = 3
 
 
 def make_model(
-    shape: ModelShape, weights: ModelWeights, cpu_activation: CpuActivation = "float"
+    shape: ModelShape, weights: ModelWeights, cpu_activation: CpuActivation = "auto"
 ) -> MiniMaxM2:
     """The fastest decoder there is for the device, the formats and the dtype of the weights.
 
     With int8 activations the weights are put in another order where they lie: they are the model's
-    alone from then on. Raises UsageError for rounded activations where the native kernels do not
+    alone from then on. Raises UsageError for activations asked for where the native kernels do not
     run, and CheckpointError for a matrix with a NaN that they would not pass on.
     """
     device = weights.embedding.device
     kernels = select_kernels(device)
     library = load_cpu_library() if device.type == "cpu" else None
-    if library is None and cpu_activation != "float":
+    if library is None and cpu_activation != "auto":
         raise UsageError(
             f"--cpu-activation {cpu_activation} is for the native CPU kernels, which do not run on "
             f"{device} here ({describe_cpu_kernels()})"
@@ -50,9 +55,17 @@ def make_model(
     if library is not None:
         packed = _Packed(shape, weights, cpu_activation, library)
         if not packed.missing:
-            logger.info("%s, %s activations", describe_cpu_kernels(), cpu_activation)
-            return NativeMiniMaxM2(shape, weights, kernels, library, packed)
-        if cpu_activation != "float":
+            model = NativeMiniMaxM2(shape, weights, kernels, library, packed)
+            is_in_vain = cpu_activation == "int8" and not packed.num_int8()
+            logger.log(
+                logging.WARNING if is_in_vain else logging.INFO,
+                "%s, %d threads, %s",
+                describe_cpu_kernels(),
+                torch.get_num_threads(),
+                packed.describe_activations(),
+            )
+            return model
+        if cpu_activation != "auto":
             raise UsageError(
                 f"--cpu-activation {cpu_activation} is for the native CPU kernels, which cannot "
                 f"take {packed.missing} of this checkpoint; leave the option out"
@@ -172,16 +185,36 @@ class _Packed:
             w2=weight("block_sparse_moe.experts w2", moe.w2),
         )
 
+    def describe_activations(self) -> str:
+        """To what they are rounded, in words; after the weights were put in order."""
+        can_round = "bfloat16 with many rows" if self._library.isa != "avx2" else ""
+        if self.model.activation == INT8_ACTIVATION:
+            num_all = len(self._matrices())
+            return f"int8 activations for {self.num_int8()} of {num_all} matrices (integer codes)"
+        if self.model.activation == BF16_ACTIVATION and can_round:
+            return f"float activations, {can_round}"
+        return "float activations"
+
+    def num_int8(self) -> int:
+        """Matrices that meet int8 activations."""
+        return sum(bool(one.interleaved) for one in self._matrices().values())
+
     def not_interleaved(self) -> list[str]:
         """Matrices with integer codes that are as they were stored."""
+        return [
+            name
+            for name, one in self._matrices().items()
+            if has_integer_codes(one) and not one.interleaved
+        ]
+
+    def _matrices(self) -> dict[str, CpuWeight]:
+        """Those that activations are rounded for; the router's stay float."""
         parts = {"lm_head": self.model.lm_head}
         for index in range(self.model.num_layers):
             layer = self.model.layers[index]
             for name in ("q_proj", "k_proj", "v_proj", "o_proj", "w13", "w2"):
                 parts[f"layers.{index} {name}"] = getattr(layer, name)
-        return [
-            name for name, one in parts.items() if has_integer_codes(one) and not one.interleaved
-        ]
+        return parts
 
     def _weight(self, name: str, weight: Weight) -> CpuWeight:
         """Raises CheckpointError for a NaN, which the kernels would turn into some number."""

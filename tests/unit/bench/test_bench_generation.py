@@ -19,6 +19,7 @@ from m2serve.bench.generation import (
 )
 from m2serve.bench.operations import OperationMeter
 from m2serve.bench.shapes import MINIATURE
+from m2serve.errors import ResourceError
 from m2serve.kernels.dispatch import select_kernels
 from m2serve.model.batch import ForwardBatch, KVCache
 from m2serve.model.minimax_m2 import MiniMaxM2
@@ -89,3 +90,14 @@ def test_costs_are_of_a_decode_step() -> None:
     _, short = recorded(EngineBenchConfig(prompt=5, output=2))
     _, long = recorded(EngineBenchConfig(prompt=200, output=9))
     assert short.costs.weight_bytes == long.costs.weight_bytes > 0
+
+
+def test_a_cache_that_does_not_fit_is_refused_before_it_is_made() -> None:
+    model = MiniMaxM2(
+        SHAPE,
+        dummy_weights(SHAPE, "bf16", device=CPU, dtype=torch.float32),
+        select_kernels(CPU),
+    )
+    config = EngineBenchConfig(batch=4000, context=1 << 40)
+    with pytest.raises(ResourceError, match=r"4000 sequences .* smaller --batch"):
+        make_cache(model, config)

@@ -14,6 +14,7 @@ from m2serve.bench.shapes import MID
 from m2serve.checkpoint.weights import DenseWeight, Fp8BlockWeight
 from m2serve.errors import CheckpointError, UsageError
 from m2serve.kernels.cpu_library import load_cpu_library
+from m2serve.kernels.cpu_linear import CpuActivation
 from m2serve.model.layers import ModelWeights
 from m2serve.model.native import NativeMiniMaxM2, make_model
 
@@ -68,7 +69,36 @@ def test_which_kernels_compute_is_said(caplog: pytest.LogCaptureFixture) -> None
     caplog.set_level(logging.INFO)
     assert isinstance(make_model(SHAPE, dummy("int8"), "int8"), NativeMiniMaxM2)
     assert re.search(r"CPU kernels: (avx|amx)", caplog.text)
-    assert "int8 activations" in caplog.text
+    assert re.search(r", \d+ threads, int8 activations for 4 of 13 matrices", caplog.text)
+
+
+def test_int8_activations_that_change_nothing_are_a_warning(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    caplog.set_level(logging.WARNING)
+    make_model(SHAPE, dummy("fp8"), "int8")
+    assert "int8 activations for 0 of" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("activation", "dtype", "rounds"),
+    [
+        ("auto", torch.float32, False),
+        ("auto", torch.bfloat16, True),
+        ("float", torch.bfloat16, False),
+        ("bf16", torch.float32, True),
+    ],
+)
+def test_activations_are_rounded_as_asked(
+    caplog: pytest.LogCaptureFixture, activation: CpuActivation, dtype: torch.dtype, rounds: bool
+) -> None:
+    caplog.set_level(logging.INFO)
+    cpu = torch.device("cpu")
+    weights = dummy_weights(SHAPE, "fp8", device=cpu, dtype=dtype)
+    library = load_cpu_library()
+    assert library is not None
+    make_model(SHAPE, weights, activation)
+    assert ("bfloat16 with many rows" in caplog.text) is (rounds and library.isa != "avx2")
 
 
 def test_matrices_that_keep_float_activations_are_named(caplog: pytest.LogCaptureFixture) -> None:

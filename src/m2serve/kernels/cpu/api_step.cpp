@@ -52,8 +52,10 @@ int64_t m2_place_weights(const m2_model* model) {
 
 int m2_forward(void* step, const m2_model* model, const m2_kv_cache* cache,
                const m2_batch* batch, float* hidden) {
-    return guarded(
-        [&] { static_cast<m2::Step*>(step)->forward(*model, *cache, *batch, hidden); });
+    return guarded([&] {
+        const m2::KeptSeats kept;  // scratch is as large as there are threads when it is made
+        static_cast<m2::Step*>(step)->forward(*model, *cache, *batch, hidden);
+    });
 }
 
 int m2_logits(void* step, const m2_model* model, const float* hidden, int64_t num_rows,
@@ -109,6 +111,7 @@ int m2_norm_rotate_and_store(const m2_kv_cache* cache, const m2_batch* batch, in
 int m2_paged_attention(const m2_kv_cache* cache, const m2_batch* batch, int64_t query_heads,
                        int64_t may_round, const float* q, float* out) {
     return guarded([&] {
+        const m2::KeptSeats kept;
         m2::AttentionPlan plan;
         plan.make(*batch, query_heads, *cache, may_round != 0);
         plan.run(*cache, *batch, q, out);
