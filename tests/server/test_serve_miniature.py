@@ -1,7 +1,7 @@
-"""`m2 serve` without a model: a conversation with the built-in miniature, greedy."""
+"""`m2 serve` without a model: a conversation with the built-in miniature, greedy and sampled."""
 
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
@@ -108,29 +108,85 @@ def test_the_published_request(server: Serving) -> None:
     assert "21" in told["message"]["content"]
 
 
+def is_call(name: str, wanted: dict[str, Any]) -> Callable[[dict[str, Any]], bool]:
+    """One call of this tool, with these arguments or more."""
+
+    def check(choice: dict[str, Any]) -> bool:
+        calls = choice["message"].get("tool_calls") or []
+        if len(calls) != 1 or calls[0]["function"]["name"] != name:
+            return False
+        return wanted.items() <= json.loads(calls[0]["function"]["arguments"]).items()
+
+    return check
+
+
+def says(*wanted: str) -> Callable[[dict[str, Any]], bool]:
+    return lambda choice: all(text in (choice["message"]["content"] or "") for text in wanted)
+
+
+def is_object(wanted: dict[str, Any]) -> Callable[[dict[str, Any]], bool]:
+    def check(choice: dict[str, Any]) -> bool:
+        try:
+            return bool(json.loads(choice["message"]["content"]) == wanted)
+        except (TypeError, ValueError):
+            return False
+
+    return check
+
+
 @pytest.mark.parametrize(
-    ("question", "tools", "wanted"),
+    ("messages", "tools", "is_right"),
     [
-        ("What is the weather like in Beijing?", [WEATHER], "Beijing"),
-        ("上海天气怎么样？", [PUBLISHED_TOOL], "上海"),
-        ("Hello!", [], "Hello"),
-        ("What is 17 + 25?", [], "42"),
-        ("What is the capital of France?", [], "Paris"),
-        ("Give me a JSON object with name Anna and age 5.", [], "Anna"),
+        (
+            user("What is the weather like in Beijing?"),
+            [WEATHER],
+            is_call("get_weather", {"location": "Beijing"}),
+        ),
+        (user("北京今天天气怎么样？"), [WEATHER], is_call("get_weather", {"location": "北京"})),
+        (
+            user(PUBLISHED_QUESTION),
+            [PUBLISHED_TOOL],
+            is_call("get_current_weather", {"city": "上海"}),
+        ),
+        (user("Hello!"), [], says("Hello")),
+        (user("What is 17 + 25?"), [], says("42")),
+        (user("What is the capital of France?"), [], says("Paris")),
+        (
+            user("Give me a JSON object with name Anna and age 5."),
+            [],
+            is_object({"name": "Anna", "age": 5}),
+        ),
     ],
 )
 def test_at_the_models_own_sampling_settings(
-    server: Serving, question: str, tools: list[Any], wanted: str
+    server: Serving,
+    messages: list[dict[str, Any]],
+    tools: list[Any],
+    is_right: Callable[[dict[str, Any]], bool],
 ) -> None:
-    right = 0
-    for seed in range(NUM_SEEDS):
-        said = answer(server, user(question), tools=tools, seed=seed, **M2_SAMPLING)["message"]
-        if tools:
-            calls = said.get("tool_calls") or []
-            right += any(wanted in call["function"]["arguments"] for call in calls)
-        else:
-            right += wanted in (said["content"] or "")
-    assert right >= 0.6 * NUM_SEEDS
+    answers = [
+        answer(server, messages, tools=tools, seed=seed, **M2_SAMPLING) for seed in range(NUM_SEEDS)
+    ]
+    assert sum(map(is_right, answers)) >= 0.7 * NUM_SEEDS
+
+
+@pytest.mark.parametrize(
+    ("question", "tool", "city"),
+    [
+        ("What is the weather like in Beijing?", WEATHER, "Beijing"),
+        ("北京今天天气怎么样？", WEATHER, "北京"),
+        (PUBLISHED_QUESTION, PUBLISHED_TOOL, "上海"),
+    ],
+)
+def test_what_it_makes_of_a_result_at_those_settings(
+    server: Serving, question: str, tool: dict[str, Any], city: str
+) -> None:
+    asked = answer(server, user(question), tools=[tool])
+    turns = [*user(question), *with_result(asked)]
+    answers = [
+        answer(server, turns, tools=[tool], seed=seed, **M2_SAMPLING) for seed in range(NUM_SEEDS)
+    ]
+    assert sum(map(says(city, "21"), answers)) >= 0.7 * NUM_SEEDS
 
 
 @pytest.mark.parametrize(
