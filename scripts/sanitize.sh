@@ -1,11 +1,12 @@
 #!/usr/bin/env bash
 # The CPU kernels under GCC's sanitizers: the pool's check under that of threads, then the kernels'
-# tests under those of addresses and of undefined behaviour. Builds below build/; the installed
-# library stays as it is.
+# tests under those of addresses and of undefined behaviour, on every instruction set this CPU has.
+# Builds below build/; the installed library stays as it is.
 #
 #   PYTHON=.venv/bin/python scripts/sanitize.sh [pytest arguments]
 #
 # EMULATE_AVX512=ON runs the AVX-512 kernels in software: needs SIMDe's headers and much longer.
+# ISAS="avx2" takes some of the instruction sets alone.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 python=${PYTHON:-python3}
@@ -24,13 +25,22 @@ g++ -std=c++20 -O1 -g -fsanitize=thread -pthread -I "$kernels" \
 "$build/pool_check"
 
 if [ $# = 0 ]; then
-  # The pool's check has just run, and compilers do not run under a sanitizer.
-  set -- --ignore tests/unit/kernels/test_kernels_cpu_pool.py tests/unit/kernels \
+  # The pool's check has just run, compilers do not run under a sanitizer, and what it adds to the
+  # library is not what ships.
+  set -- --ignore tests/unit/kernels/test_kernels_cpu_pool.py \
+    --ignore tests/unit/kernels/test_kernels_cpu_portable.py tests/unit/kernels \
     tests/unit/engine/test_engine_decode_ahead.py tests/parity/test_parity_cpu_*.py
 fi
 # Python is not built with the sanitizer, which therefore has to come first; with the C++ library,
 # for it looks for that when it starts. What Python and PyTorch never free is not ours.
 export M2_CPU_LIBRARY=$build/libm2cpu.so
 export ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=print_stacktrace=1 PYTHONMALLOC=malloc
-LD_PRELOAD="$(g++ -print-file-name=libasan.so) $(g++ -print-file-name=libstdc++.so)" \
-  "$python" -m pytest --timeout 1800 -p no:cacheprovider -m "not slow" "$@"
+preload="$(g++ -print-file-name=libasan.so) $(g++ -print-file-name=libstdc++.so)"
+for isa in ${ISAS:-amx avx512 avx2}; do
+  case $isa in amx) flag=amx_bf16 ;; avx512) flag=avx512_bf16 ;; *) flag=$isa ;; esac
+  if [ "$emulate" = ON ]; then [ "$isa" = amx ] && continue; else
+    grep -qw "$flag" /proc/cpuinfo || { echo "$isa: not on this machine"; continue; }; fi
+  echo "$isa"
+  M2_CPU_ISA=$isa LD_PRELOAD=$preload \
+    "$python" -m pytest --timeout 1800 -p no:cacheprovider -m "not slow" "$@"
+done
