@@ -12,11 +12,13 @@ lesson, for the first foreseen token and for those the draft foresees from its o
 from __future__ import annotations
 
 import argparse
+import hashlib
 import json
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -111,13 +113,15 @@ def train(options: argparse.Namespace) -> None:
     start_worker(options.model)
     target = load_target(options.model, device)
     draft = EagleDraft(DraftShape(), torch.Generator().manual_seed(options.seed)).to(device)
-    vocabulary = draft_vocabulary(options.seed, draft.shape.draft_vocab_size).to(device)
+    vocabulary = draft_vocabulary(options.seed, draft.shape.draft_vocab_size)
     optimizer = torch.optim.AdamW(draft.parameters(), lr=LR, betas=(0.9, 0.95), weight_decay=0.01)
     options.folder.mkdir(parents=True, exist_ok=True)
     checkpoint = options.folder / "checkpoint"
+    of_run = {"seed": options.seed, "target": _digest(options.model / "model.safetensors")}
     begin, spent_s = 0, 0.0
     if has_checkpoint(checkpoint):
-        begin, spent_s = _restore(checkpoint, draft, optimizer, options.seed)
+        begin, spent_s, vocabulary = _restore(checkpoint, draft, optimizer, of_run)
+    vocabulary = vocabulary.to(device)
     drop_rows_from(options.folder / "log.jsonl", begin)
     append_start(options.folder, device, step=begin)
     started_s = saved_s = time.monotonic()
@@ -137,14 +141,20 @@ def train(options: argparse.Namespace) -> None:
         if step % LOG_EVERY == 0 or is_last:
             _log(options.folder / "log.jsonl", step, float(loss.detach()), agreement, elapsed_s)
         if now_s - saved_s > SAVE_EVERY_S or is_last:
-            counters = {"step": step + 1, "elapsed_s": elapsed_s, "seed": options.seed}
-            write_state(checkpoint, _state(draft, optimizer), counters)
+            counters = {"step": step + 1, "elapsed_s": elapsed_s, **of_run}
+            write_state(checkpoint, _state(draft, optimizer, vocabulary), counters)
             saved_s = now_s
     export_draft(draft, target.shape, vocabulary, options.folder / "model")
 
 
-def _state(draft: EagleDraft, optimizer: torch.optim.AdamW) -> dict[str, torch.Tensor]:
-    tensors: dict[str, torch.Tensor] = {}
+def _digest(path: Path) -> str:
+    return hashlib.blake2b(path.read_bytes(), digest_size=8).hexdigest()
+
+
+def _state(
+    draft: EagleDraft, optimizer: torch.optim.AdamW, vocabulary: torch.Tensor
+) -> dict[str, torch.Tensor]:
+    tensors = {"vocabulary": vocabulary}
     for name, parameter in draft.named_parameters():
         tensors[f"draft.{name}"] = parameter
         for key, value in optimizer.state[parameter].items():
@@ -153,13 +163,17 @@ def _state(draft: EagleDraft, optimizer: torch.optim.AdamW) -> dict[str, torch.T
 
 
 def _restore(
-    folder: Path, draft: EagleDraft, optimizer: torch.optim.AdamW, seed: int
-) -> tuple[int, float]:
-    """The next step, and the seconds that those before it took; ends the program where the
-    checkpoint has another seed."""
+    folder: Path, draft: EagleDraft, optimizer: torch.optim.AdamW, of_run: Mapping[str, Any]
+) -> tuple[int, float, torch.Tensor]:
+    """The next step, the seconds that those before it took, and the draft's vocabulary; ends the
+    program where the checkpoint is of another run."""
     stored, counters = read_state(folder)
-    if counters["seed"] != seed:
-        raise SystemExit(f"--seed is {seed}; the run of {folder} has seed {counters['seed']}")
+    for name, value in of_run.items():
+        if counters[name] != value:
+            raise SystemExit(
+                f"the {name} is {value}, and that of the run in {folder.parent} is "
+                f"{counters[name]}; give another folder"
+            )
     with torch.no_grad():
         for name, parameter in draft.named_parameters():
             parameter.copy_(stored[f"draft.{name}"])
@@ -167,7 +181,7 @@ def _restore(
                 key: stored[f"{key}.{name}"].to(device="cpu" if key == "step" else parameter.device)
                 for key in ("step", "exp_avg", "exp_avg_sq")
             }
-    return int(counters["step"]), float(counters["elapsed_s"])
+    return int(counters["step"]), float(counters["elapsed_s"]), stored["vocabulary"]
 
 
 def _log(path: Path, step: int, loss: float, agreement: Sequence[float], elapsed_s: float) -> None:

@@ -74,10 +74,15 @@ def grade(item: Item, answer: Answer) -> Row:
     elif item.answer in VERDICTS:
         is_right = given.startswith(item.answer)
     elif item.set == "arithmetic":
-        is_right = contains(given.rpartition("=")[2], item.answer)
+        is_right = _first_number(given.rpartition("=")[2]) == item.answer
     else:
         is_right = contains(given, item.answer)
     return _row(item, answer, is_right, is_parsed, None, given, item.answer)
+
+
+def _first_number(text: str) -> str:
+    found = re.search(r"-?\d+(?:\.\d+)?", text)
+    return found[0] if found else ""
 
 
 def contains(text: str, wanted: str) -> bool:

@@ -1,6 +1,6 @@
 """Trains the miniature.
 
-    python -m training.train RUN_FOLDER [--device cpu|cuda] (--minutes N | --steps N) [--seed 0]
+    python -m training.train RUN_FOLDER [--device cpu|cuda] (--minutes N | --steps N) [--seed N]
     python -m training.train RUN_FOLDER --after OTHER_RUN [--begin 0.4] ...
 
 RUN_FOLDER gets the tokenizer, a checkpoint from which the same command goes on, `log.jsonl` (a

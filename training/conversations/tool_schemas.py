@@ -174,7 +174,7 @@ def _odd_name(rng: random.Random, split: Split, pieces: Sequence[str]) -> str:
     if split == "held_out":
         return made_up(rng)
     name = _words(rng, pieces)
-    while name in KEPT_BACK:
+    while not KEPT_BACK.isdisjoint({name, *name.split("_")}):
         name = _words(rng, pieces)
     return name
 

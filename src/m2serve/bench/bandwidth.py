@@ -12,8 +12,8 @@ from m2serve.environment import this_machine
 
 # At the least; on a GPU so long that starting the kernel does not count.
 _BUFFER_BYTES = {"cpu": 1 << 29, "cuda": 1 << 32}
-_CACHES = 4  # a buffer of so many times the last cache is hardly found there
-_CACHE_SIZES = "devices/system/cpu/cpu0/cache/index*/size"
+_CACHES = 2  # passes over a buffer of so many times the last caches find nothing there
+_CACHE_FOLDERS = "devices/system/cpu/cpu*/cache/index*"
 _ROUNDS = 5
 
 
@@ -33,15 +33,30 @@ def read_bandwidth_gb_per_s(device: torch.device) -> float:
 def buffer_bytes(
     device_type: str, system: Path = Path("/sys"), free_bytes: int | None = None
 ) -> int:
-    """Several times the last cache, as far as a quarter of the free memory (of this machine, unless
-    given) goes; a multiple of 256 KiB."""
+    """Several times the last caches of all processors together, as far as a quarter of the free
+    memory (of this machine, unless given) goes; a multiple of 256 KiB."""
     least = _BUFFER_BYTES[device_type]
     if device_type != "cpu":
         return least
     free = this_machine().available_memory_bytes if free_bytes is None else free_bytes
-    sizes = [parse_size(path.read_text()) for path in system.glob(_CACHE_SIZES)]
-    wanted = max(least, _CACHES * max(sizes, default=0))
-    return max(min(wanted, free // 4), min(least, free)) >> 18 << 18
+    wanted = max(least, _CACHES * last_cache_bytes(system))
+    return max(min(wanted, free // 4) >> 18, 1) << 18
+
+
+def last_cache_bytes(system: Path) -> int:
+    """Of the highest level there is, each cache once; 0 where the system does not say."""
+    caches: dict[tuple[int, str], int] = {}
+    for folder in system.glob(_CACHE_FOLDERS):
+        try:
+            level, size, shared = (
+                (folder / name).read_text().strip() for name in ("level", "size", "shared_cpu_list")
+            )
+        except OSError:
+            continue
+        if level.isdecimal():
+            caches[int(level), shared] = parse_size(size)
+    last = max((level for level, _ in caches), default=0)
+    return sum(size for (level, _), size in caches.items() if level == last)
 
 
 def parse_size(text: str) -> int:

@@ -99,7 +99,7 @@ def make_cache(model: MiniMaxM2, config: EngineBenchConfig) -> KVCache:
         raise ResourceError(
             f"the KV cache of {config.batch} sequences of {config.longest} tokens takes "
             f"{needed / 1e9:.1f} GB, and {free / 1e9:.1f} GB are free; give a smaller --batch, "
-            "--context, --prompt or --output, or --kv-cache-dtype int8"
+            "--context, --prompt or --output"
         )
     dtype = KV_CACHE_DTYPES[config.kv_cache_dtype]
     cache = allocate_kv_cache(model.shape, num_blocks, BLOCK_SIZE, device, dtype)

@@ -61,7 +61,10 @@ def engine(
         int, typer.Option(min=0, help="Tokens each sequence has in the KV cache before its prompt.")
     ] = 0,
     repeat: Annotated[int, typer.Option(min=1, help="Runs; medians are printed.")] = 3,
-    num_threads: Annotated[int, typer.Option(min=0, max=4096, help="0: one a physical core.")] = 0,
+    num_threads: Annotated[
+        int,
+        typer.Option(min=0, max=4096, help="0: OMP_NUM_THREADS, else one a physical core."),
+    ] = 0,
     device: Annotated[Device, typer.Option(help="Where to compute.")] = "auto",
     dtype: Annotated[DType, typer.Option(help="auto: bfloat16 where it is fast.")] = "auto",
     cpu_activation: Annotated[
@@ -105,9 +108,10 @@ def engine(
     )
     chosen = choose_device(asked)
     chosen_dtype = choose_dtype(asked, chosen, machine)
-    threads = choose_num_threads(asked, machine)
+    has_kernels = has_cpu_kernels(chosen)
+    threads = choose_num_threads(asked, machine, has_kernels)
     torch.set_num_threads(threads)
-    choose_kv_cache_dtype(asked, chosen_dtype, has_cpu_kernels(chosen))  # refused before loading
+    choose_kv_cache_dtype(asked, chosen_dtype, has_kernels)  # refused before loading
     formats = (attention_format or "", head_format or "")
     with Console(stderr=True).status("Loading weights"):
         if model is not None:

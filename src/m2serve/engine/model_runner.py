@@ -76,10 +76,11 @@ class ModelRunner:
     def load(cls, config: EngineConfig, progress: Callable[[float], None]) -> ModelRunner:
         """Load the checkpoint and allocate the KV cache; raises M2Error."""
         machine = this_machine()
-        torch.set_num_threads(choose_num_threads(config, machine))
         device = choose_device(config)
+        has_kernels = has_cpu_kernels(device)
+        torch.set_num_threads(choose_num_threads(config, machine, has_kernels))
         dtype = choose_dtype(config, device, machine)
-        choose_kv_cache_dtype(config, dtype, has_cpu_kernels(device))  # refused before the loading
+        choose_kv_cache_dtype(config, dtype, has_kernels)  # refused before the loading
         with Checkpoint.open(config.model_path) as checkpoint:
             check_config(config, checkpoint.shape)
             model = load_model(

@@ -42,7 +42,8 @@ def choose_dtype(config: EngineConfig, device: torch.device, machine: Machine) -
 
 def has_cpu_kernels(device: torch.device) -> bool:
     """Whether the native kernels may compute; they do when they can take the checkpoint, too."""
-    return device.type == "cpu" and load_cpu_library() is not None
+    library = load_cpu_library()  # on a GPU, too, it says what is wrong with the environment
+    return device.type == "cpu" and library is not None
 
 
 def choose_kv_cache_dtype(config: EngineConfig, dtype: str, has_kernels: bool) -> str:
@@ -66,15 +67,17 @@ def check_kv_cache_dtype(name: str, has_kernels: bool) -> None:
         )
 
 
-def choose_num_threads(config: EngineConfig, machine: Machine) -> int:
-    """The config's number, else OMP_NUM_THREADS, else one a physical core; as many as the native
-    kernels' pool has."""
+def choose_num_threads(config: EngineConfig, machine: Machine, has_kernels: bool) -> int:
+    """The config's number, else OMP_NUM_THREADS, else one a physical core; with the native kernels
+    at most as many as their pool has."""
     asked = os.environ.get("OMP_NUM_THREADS", "")
     of_environment = int(asked) if re.fullmatch(r"[0-9]{1,6}", asked) else 0
-    number = config.num_threads or of_environment or machine.num_cores
-    if number > MAX_THREADS:
-        logger.warning("%d threads are more than the kernels use: %d", number, MAX_THREADS)
-    return min(number, MAX_THREADS)
+    asked_for = config.num_threads or of_environment
+    if not has_kernels:
+        return asked_for or machine.num_cores
+    if asked_for > MAX_THREADS:
+        logger.warning("%d threads are more than the CPU kernels use: %d", asked_for, MAX_THREADS)
+    return min(asked_for or machine.num_cores, MAX_THREADS)
 
 
 def free_memory_bytes(device: torch.device) -> int:

@@ -14,7 +14,7 @@ from m2serve.engine.step import ScheduledSequence
 def find_cached_prefix(pool: BlockPool, sequence: Sequence) -> tuple[int, ...]:
     """Blocks of the longest known prefix that leaves at least one token to compute.
 
-    None for a sequence that wants its prompt's logprobs: they come only from computing it.
+    No blocks for a sequence that wants its prompt's logprobs: they come only from computing it.
     """
     found: list[int] = []
     if sequence.sampling.prompt_logprobs is not None:

@@ -81,17 +81,16 @@ def load_cpu_library() -> CpuLibrary | None:
     if isa_asked is not None and isa_asked not in _ISAS:
         raise UsageError(f"M2_CPU_ISA is {isa_asked!r}; allowed: {', '.join(_ISAS)}, or unset")
     path = find_cpu_library()
-    if path is None:
-        return None
-    functions = _load(path)
-    isa = functions.m2_isa()
-    if isa is None and isa_asked not in (None, "none"):
-        raise UsageError(
-            f"M2_CPU_ISA is {isa_asked!r}, which this CPU, or {path.name}, does not have; unset it"
-        )
-    if isa is None:
-        return None
-    return CpuLibrary(path, isa.decode(), functions, this_machines_nodes())
+    lacking = "no library was built"
+    if path is not None:
+        functions = _load(path)
+        isa = functions.m2_isa()
+        if isa is not None:
+            return CpuLibrary(path, isa.decode(), functions, this_machines_nodes())
+        lacking = f"this CPU, or {path.name}, does not have it"
+    if isa_asked not in (None, "none"):
+        raise UsageError(f"M2_CPU_ISA is {isa_asked!r}, but {lacking}; unset it")
+    return None
 
 
 def _load(path: Path) -> ctypes.CDLL:

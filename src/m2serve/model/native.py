@@ -56,7 +56,9 @@ def make_model(
         packed = _Packed(shape, weights, cpu_activation, library)
         if not packed.missing:
             model = NativeMiniMaxM2(shape, weights, kernels, library, packed)
-            is_in_vain = cpu_activation == "int8" and not packed.num_int8()
+            is_in_vain = (cpu_activation == "int8" and not packed.num_int8()) or (
+                cpu_activation == "bf16" and library.isa == "avx2"
+            )
             logger.log(
                 logging.WARNING if is_in_vain else logging.INFO,
                 "%s, %d threads, %s",
@@ -96,7 +98,7 @@ class NativeMiniMaxM2(MiniMaxM2):
         left = packed.not_interleaved() if weights.is_interleaved else []
         if left:
             logger.warning(
-                "float activations for %d matrices, whose rows are no whole slabs: %s%s",
+                "no int8 activations for %d matrices, whose rows are no whole slabs: %s%s",
                 len(left),
                 ", ".join(left[:_MOST_NAMED]),
                 ", ..." if len(left) > _MOST_NAMED else "",
@@ -187,13 +189,13 @@ class _Packed:
 
     def describe_activations(self) -> str:
         """To what they are rounded, in words; after the weights were put in order."""
-        can_round = "bfloat16 with many rows" if self._library.isa != "avx2" else ""
-        if self.model.activation == INT8_ACTIVATION:
-            num_all = len(self._matrices())
-            return f"int8 activations for {self.num_int8()} of {num_all} matrices (integer codes)"
-        if self.model.activation == BF16_ACTIVATION and can_round:
-            return f"float activations, {can_round}"
-        return "float activations"
+        rounds = self.model.activation in (BF16_ACTIVATION, INT8_ACTIVATION)
+        rounds = rounds and self._library.isa != "avx2"
+        others = "float, bfloat16 with many rows" if rounds else "float"
+        if self.model.activation != INT8_ACTIVATION:
+            return f"activations {others}"
+        number = f"{self.num_int8()} of {len(self._matrices())}"
+        return f"activations int8 for {number} matrices (integer codes), else {others}"
 
     def num_int8(self) -> int:
         """Matrices that meet int8 activations."""

@@ -10,29 +10,35 @@ MIB = 1 << 20
 GIB = 1 << 30
 
 
-def system(folder: Path, *sizes: str) -> Path:
-    for number, size in enumerate(sizes):
-        path = folder / f"devices/system/cpu/cpu0/cache/index{number}"
-        path.mkdir(parents=True)
-        (path / "size").write_text(size + "\n")
+def system(folder: Path, num_cpus: int, cpus_a_cache: int, last: str) -> Path:
+    """Processors with 2 MiB each, and a last cache for every few of them."""
+    for cpu in range(num_cpus):
+        first = cpu // cpus_a_cache * cpus_a_cache
+        caches = [("2", "2M", str(cpu)), ("3", last, f"{first}-{first + cpus_a_cache - 1}")]
+        for number, facts in enumerate(caches):
+            path = folder / f"devices/system/cpu/cpu{cpu}/cache/index{number}"
+            path.mkdir(parents=True)
+            for name, fact in zip(("level", "size", "shared_cpu_list"), facts, strict=True):
+                (path / name).write_text(fact + "\n")
     return folder
 
 
 @pytest.mark.parametrize(
-    ("sizes", "free_bytes", "expected"),
+    ("num_cpus", "cpus_a_cache", "last", "free_bytes", "expected"),
     [
-        (("48K", "2M", "32M"), 16 * GIB, 512 * MIB),
-        (("48K", "2M", "491520K"), 16 * GIB, 1920 * MIB),
-        (("48K", "2M", "491520K"), 4 * GIB, 1024 * MIB),
-        (("48K", "2M", "491520K"), 1 * GIB, 512 * MIB),
-        (("48K",), 100 * MIB + 5, 100 * MIB),
-        ((), 16 * GIB, 512 * MIB),
+        (4, 4, "32M", 16 * GIB, 512 * MIB),
+        (2, 2, "491520K", 16 * GIB, 960 * MIB),
+        (96, 8, "98304K", 64 * GIB, 2304 * MIB),
+        (2, 2, "491520K", 2 * GIB, 512 * MIB),
+        (4, 4, "32M", 100 * MIB + 5, 25 * MIB),
+        (0, 1, "", 16 * GIB, 512 * MIB),
     ],
 )
-def test_no_cache_holds_the_buffer(
-    tmp_path: Path, sizes: tuple[str, ...], free_bytes: int, expected: int
+def test_no_cache_holds_the_buffer_and_the_memory_does(
+    tmp_path: Path, num_cpus: int, cpus_a_cache: int, last: str, free_bytes: int, expected: int
 ) -> None:
-    assert buffer_bytes("cpu", system(tmp_path, *sizes), free_bytes) == expected
+    made = system(tmp_path, num_cpus, cpus_a_cache, last)
+    assert buffer_bytes("cpu", made, free_bytes) == expected
 
 
 def test_sizes_are_read_as_linux_writes_them() -> None:

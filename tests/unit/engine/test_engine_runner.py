@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -111,14 +112,31 @@ def test_the_dtype_is_what_the_hardware_computes() -> None:
 
 
 def test_threads_are_asked_for_or_one_a_core(monkeypatch: pytest.MonkeyPatch) -> None:
+    def chosen(num_threads: int = 0) -> int:
+        config = EngineConfig(model_path="x", num_threads=num_threads)
+        return placement.choose_num_threads(config, machine(), True)
+
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
-    auto = EngineConfig(model_path="x")
-    assert placement.choose_num_threads(auto, machine()) == 6
+    assert chosen() == 6
     monkeypatch.setenv("OMP_NUM_THREADS", "3")
-    assert placement.choose_num_threads(auto, machine()) == 3
-    assert placement.choose_num_threads(EngineConfig(model_path="x", num_threads=2), machine()) == 2
-    monkeypatch.setenv("OMP_NUM_THREADS", "4,2")
-    assert placement.choose_num_threads(auto, machine()) == 6
+    assert chosen() == 3
+    assert chosen(2) == 2
+    for odd in ("4,2", "²", ""):
+        monkeypatch.setenv("OMP_NUM_THREADS", odd)
+        assert chosen() == 6
+
+
+def test_the_kernels_have_a_most_of_threads(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    auto, asked = EngineConfig(model_path="x"), EngineConfig(model_path="x", num_threads=192)
+    many = replace(machine(), num_cores=192)
+    assert placement.choose_num_threads(auto, many, False) == 192
+    assert placement.choose_num_threads(auto, many, True) == 128
+    assert not caplog.records
+    assert placement.choose_num_threads(asked, machine(), True) == 128
+    assert "192 threads are more than the CPU kernels use: 128" in caplog.text
 
 
 def test_free_memory_of_the_cpu_is_some() -> None:

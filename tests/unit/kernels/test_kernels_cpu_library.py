@@ -56,10 +56,12 @@ def test_the_instruction_set_can_be_forced(isa: str) -> None:
     has_it = {"avx2": "avx2", "avx512": "avx512_bf16", "amx": "amx_bf16"}.get(isa) in flags
     if isa == "none":
         assert "PyTorch" in told.stdout
-    elif has_it:
+    elif told.returncode == 0:
+        assert has_it
         assert f"CPU kernels: {isa}" in told.stdout
     else:
-        assert f"M2_CPU_ISA is '{isa}', which this CPU" in told.stderr
+        assert isa == "amx" or not has_it  # compilers, and systems, may refuse tiles
+        assert f"M2_CPU_ISA is '{isa}', but this CPU" in told.stderr
 
 
 @pytest.mark.parametrize("isa", ["avx", "AVX2", "", "AMX"])

@@ -29,6 +29,8 @@ def functions(wide: re.Pattern[str]) -> Iterator[str]:
         text=True,
         check=True,
     ).stdout
+    if " <m2::" not in disassembly:
+        pytest.skip("the library has no symbols")
     name, is_reported = "", False
     for line in disassembly.splitlines():
         if found := _FUNCTION.match(line):

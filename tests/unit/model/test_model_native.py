@@ -69,7 +69,7 @@ def test_which_kernels_compute_is_said(caplog: pytest.LogCaptureFixture) -> None
     caplog.set_level(logging.INFO)
     assert isinstance(make_model(SHAPE, dummy("int8"), "int8"), NativeMiniMaxM2)
     assert re.search(r"CPU kernels: (avx|amx)", caplog.text)
-    assert re.search(r", \d+ threads, int8 activations for 4 of 13 matrices", caplog.text)
+    assert re.search(r", \d+ threads, activations int8 for 4 of 13 matrices", caplog.text)
 
 
 def test_int8_activations_that_change_nothing_are_a_warning(
@@ -77,7 +77,7 @@ def test_int8_activations_that_change_nothing_are_a_warning(
 ) -> None:
     caplog.set_level(logging.WARNING)
     make_model(SHAPE, dummy("fp8"), "int8")
-    assert "int8 activations for 0 of" in caplog.text
+    assert "activations int8 for 0 of" in caplog.text
 
 
 @pytest.mark.parametrize(
@@ -106,7 +106,9 @@ def test_matrices_that_keep_float_activations_are_named(caplog: pytest.LogCaptur
     cpu = torch.device("cpu")
     weights = dummy_weights(shape, "int8", head_format="int8", device=cpu, dtype=torch.float32)
     assert make_model(shape, weights, "int8").weights.is_interleaved
-    assert "float activations for 1 matrices, whose rows are no whole slabs: lm_head" in caplog.text
+    assert (
+        "no int8 activations for 1 matrices, whose rows are no whole slabs: lm_head" in caplog.text
+    )
     with pytest.raises(RuntimeError, match="in an order only it can read"):
         make_model(shape, weights)
 

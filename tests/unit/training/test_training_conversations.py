@@ -143,6 +143,10 @@ def test_names_kept_back_for_the_quiz_name_nothing_in_training() -> None:
         for slot in (*domain.required.values(), *domain.optional.values()):
             trained.update(slot.names)
     assert not trained & tool_schemas.KEPT_BACK
+    rng = random.Random(0)
+    for _ in range(2000):
+        odd = tool_schemas._odd_name(rng, "train", ("term", "zone", "local"))
+        assert not tool_schemas.KEPT_BACK & set(odd.split("_")), odd
 
 
 def test_schemas_of_the_quiz_are_unseen() -> None:

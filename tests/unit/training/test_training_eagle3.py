@@ -204,6 +204,11 @@ def test_training_goes_on_where_it_was_interrupted(
 
     whole, resumed = run("whole"), run("resumed", stop_at=2)
     assert all(torch.equal(whole[name], resumed[name]) for name in whole)
+    export(
+        MiniatureM2(TARGET, torch.Generator().manual_seed(1)), tokenizer_folder, tmp_path / "target"
+    )
+    with pytest.raises(SystemExit, match="the target is"):
+        run("resumed")
     starts = (tmp_path / "resumed" / "starts.jsonl").read_text().splitlines()
     assert [json.loads(start)["step"] for start in starts] == [0, 2]
 

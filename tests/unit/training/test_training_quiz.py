@@ -171,6 +171,10 @@ def test_a_value_is_not_found_inside_another() -> None:
         ("arithmetic", "6", "12 - 6 = 5.", False),
         ("arithmetic", "6", "12 - 6 = 6.", True),
         ("arithmetic", "6", "6", True),
+        ("arithmetic", "6", "It is 6.", True),
+        ("arithmetic", "6", "12 / 2 = 6.5", False),
+        ("arithmetic", "6", "6 - 12 = -6", False),
+        ("arithmetic", "6", "12 - 6 = 5, not 6.", False),
     ],
 )
 def test_neither_half_a_verdict_nor_a_number_of_the_question_is_right(
