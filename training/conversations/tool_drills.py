@@ -8,6 +8,7 @@ is said are names. All schemas belong to training.
 
 from __future__ import annotations
 
+import json
 import random
 from collections.abc import Sequence
 
@@ -59,16 +60,23 @@ def tool_drill(rng: random.Random, pieces: Sequence[str] = ()) -> Sample:
 def _spoken(use: Use, with_values: bool) -> str:
     """The tool and what it gets, in quotes as in its definition: the tokens are the same there."""
     if with_values:
-        return f'"{use.offered.tool.name}" takes {use.offered.takes}; {use.planned}'
+        return f'"{use.offered.tool.name}" with {use.planned}'
     named = ", ".join(f'"{name}"' for name in use.call.arguments)
     return f'"{use.offered.tool.name}": {named}'
 
 
 def _parameters(offered: OfferedTool, with_values: bool) -> str:
     """Their names; with their types, or the values the schema lists."""
-    if with_values:
-        return offered.takes
-    return ", ".join(f'"{parameter.name}"' for parameter in offered.parameters.values())
+    if not with_values:
+        return ", ".join(f'"{parameter.name}"' for parameter in offered.parameters.values())
+    shapes = {p.name: p.form.schema for p in offered.parameters.values()}
+    listed = (
+        f'"{name}" of {json.dumps(shape["enum"])}'
+        if "enum" in shape
+        else f'"{name}" {shape["type"]}'
+        for name, shape in shapes.items()
+    )
+    return ", ".join(listed)
 
 
 def _sample(offered: Sequence[OfferedTool], asked: str, said: str, language: str) -> Sample:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import random
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -62,17 +61,6 @@ class OfferedTool:
     @property
     def signature(self) -> str:
         return signature_of(self.tool.name, [p.name for p in self.parameters.values()])
-
-    @property
-    def takes(self) -> str:
-        """Its parameters as its definition has them: each with its type, or the values listed."""
-        shapes = {p.name: p.form.schema for p in self.parameters.values()}
-        return ", ".join(
-            f'"{name}" of {json.dumps(shape["enum"])}'
-            if "enum" in shape
-            else f'"{name}" {shape["type"]}'
-            for name, shape in shapes.items()
-        )
 
 
 def signature_of(name: str, parameters: list[str]) -> str:

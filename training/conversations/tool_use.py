@@ -9,7 +9,6 @@ import json
 import random
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from itertools import groupby
 
 from m2serve.chat.messages import Assistant, ToolCall, ToolResult, Turn, User
 from training.conversations.chat import small_talk
@@ -23,7 +22,6 @@ from training.conversations.tool_slots import Value
 from training.split import Split
 
 # In quotes a name is made of the same tokens as in its schema and in the call.
-_TAKES = {"en": '"{t}" takes {p}. ', "zh": '"{t}"的参数：{p}。'}
 _CALL = {"en": 'I call "{t}" with {v}.', "zh": '我调用"{t}"：{v}。'}
 _NEXT_CALL = {"en": 'Now I call "{t}" with {v}.', "zh": '接着我调用"{t}"：{v}。'}
 _HAVE_RESULT = {"en": "I have the result.", "zh": "已得到结果。"}
@@ -73,13 +71,20 @@ class Use:
 
     @property
     def planned(self) -> str:
-        """What is thought before the call: its names, with the values as they are said."""
-        return ", ".join(
-            f'"{self.offered.parameters[key].name}": {value.spoken.rstrip(".。")}'
-            if self.offered.parameters[key].form.schema.get("enum") is None
-            else f'"{self.offered.parameters[key].name}": {value.json}'
-            for key, value in self.values.items()
-        )
+        """What is thought before the call: its names, with the values as they are said.
+
+        Where the schema lists values they are repeated, and one of them is named: the choice is
+        then among what stands right before it, not in a definition some hundred tokens ago.
+        """
+        said = []
+        for key, value in self.values.items():
+            parameter = self.offered.parameters[key]
+            listed = parameter.form.schema.get("enum")
+            if listed is None:
+                said.append(f'"{parameter.name}": {value.spoken.rstrip(".。")}')
+            else:
+                said.append(f'"{parameter.name}" of {json.dumps(listed)}: {value.json}')
+        return ", ".join(said)
 
     @property
     def answer(self) -> str:
@@ -165,28 +170,21 @@ def _session(rng: random.Random, split: Split, language: str) -> Sample:
 
 def _calls(uses: list[Use], is_first: bool = True) -> list[Turn]:
     """The assistant's calls and their results."""
-    calls = tuple(use.call for use in uses)
-    turns: list[Turn] = [Assistant("", _thought(uses, is_first), calls)]
-    return turns + [ToolResult("", use.result.text) for use in uses]
-
-
-def _thought(uses: list[Use], is_first: bool) -> str:
-    """Before the first call of a tool its parameters are said again.
-
-    A name or a listed value is then chosen among what stands right before it, not in a definition
-    some hundred tokens ago, between those of other tools.
-    """
     language = uses[0].language
-    call = (_CALL if is_first else _NEXT_CALL)[language]
-    thoughts: list[str] = []
-    said: set[str] = set()
-    for name, group in groupby(uses, lambda use: use.offered.tool.name):
-        same = list(group)
-        takes = "" if name in said else _TAKES[language].replace("{p}", same[0].offered.takes)
-        spoken = _AND[language][0].join(use.planned for use in same)
-        thoughts.append((takes + call).replace("{t}", name).replace("{v}", spoken))
-        said.add(name)
-    return (" " if language == "en" else "").join(thoughts)
+    thought = (_CALL if is_first else _NEXT_CALL)[language].replace(
+        "{t}", uses[0].offered.tool.name
+    )
+    spoken = _AND[language][0].join(use.planned for use in uses)
+    if any(use.offered is not uses[0].offered for use in uses):
+        thoughts = [
+            _CALL[language].replace("{t}", u.offered.tool.name).replace("{v}", u.planned)
+            for u in uses
+        ]
+        thought = (" " if language == "en" else "").join(thoughts)
+    turns: list[Turn] = [
+        Assistant("", thought.replace("{v}", spoken), tuple(use.call for use in uses))
+    ]
+    return turns + [ToolResult("", use.result.text) for use in uses]
 
 
 def _final(uses: list[Use]) -> Assistant:
