@@ -19,6 +19,8 @@ FILE_PATTERNS = ("*.safetensors", *TEXT_PATTERNS)
 # The small trained MiniMax-M2 that ships with the package.
 MINIATURE = Path(__file__).parents[1] / "miniature"
 MINIATURE_NAME = "m2-miniature"
+# Its Eagle3 draft, in the layout of published ones.
+MINIATURE_EAGLE3 = Path(__file__).parents[1] / "miniature_eagle3"
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9][\w.-]{0,95}")
 _PACKAGES = {"huggingface": "huggingface_hub", "modelscope": "modelscope"}
 _EXTRAS = {"huggingface": "hub", "modelscope": "modelscope"}
