@@ -43,8 +43,7 @@ def test_the_correction_bias_changes_who_works() -> None:
 def test_the_draft_fits_the_package_and_its_target() -> None:
     assert sum(path.stat().st_size for path in MINIATURE_EAGLE3.iterdir()) <= 8_000_000
     draft, target = (
-        json.loads((folder / "config.json").read_text())
-        for folder in (MINIATURE_EAGLE3, MINIATURE)
+        json.loads((folder / "config.json").read_text()) for folder in (MINIATURE_EAGLE3, MINIATURE)
     )
     assert draft["hidden_size"] == target["hidden_size"]
     assert draft["vocab_size"] == target["vocab_size"]
