@@ -78,9 +78,16 @@ def restore(folder: Path, model: MiniatureM2, optimizer: Optimizer) -> Counters:
 
 def read_state(folder: Path) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
     """What `write_state` was given; raises FileNotFoundError where nothing was written."""
+    counters = read_counters(folder)
+    return load_file(folder / _TENSORS), counters
+
+
+def read_counters(folder: Path) -> dict[str, Any]:
+    """As `read_state`, without the tensors."""
     if _old(folder).is_dir() and not folder.is_dir():
         _old(folder).rename(folder)
-    return load_file(folder / _TENSORS), json.loads((folder / _COUNTERS).read_text())
+    counters: dict[str, Any] = json.loads((folder / _COUNTERS).read_text())
+    return counters
 
 
 def _tensors(model: MiniatureM2, optimizer: Optimizer) -> dict[str, torch.Tensor]:

@@ -18,7 +18,7 @@ import numpy as np
 import torch
 
 from m2serve.chat.tokenizer import Tokenizer
-from training.batches import Batch, make_batch
+from training.batches import make_batch
 from training.eagle3 import foresee, load_target
 from training.eagle3_export import load_draft
 from training.eagle3_modeling import EagleDraft
@@ -72,7 +72,7 @@ def acceptance(
     draft: EagleDraft, vocabulary: torch.Tensor, target: MiniatureM2, replied: Sequence[Document]
 ) -> Acceptance:
     """`vocabulary` int64 [Vd]: the target's id of each of the draft's. One reply a document."""
-    batch: Batch = make_batch(replied).to(vocabulary.device)
+    batch = make_batch(replied).to(vocabulary.device)
     foreseen, _ = foresee(draft, target, batch)
     is_right = torch.stack([vocabulary[x.argmax(-1)] == batch.targets for x in foreseen])
     total = Acceptance(0, 0, (0,) * len(foreseen))

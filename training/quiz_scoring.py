@@ -120,9 +120,7 @@ def _fits(schema: Mapping[str, Any], value: Any) -> bool:
         return is_kind and all(_fits(schema["items"], part) for part in value)
     if not is_kind or value not in schema.get("enum", [value]):
         return False
-    return not ("minimum" in schema and value < schema["minimum"]) and not (
-        "maximum" in schema and value > schema["maximum"]
-    )
+    return bool(schema.get("minimum", value) <= value <= schema.get("maximum", value))
 
 
 def _load(text: str) -> Any:

@@ -36,7 +36,7 @@ from training.checkpointing import (
     Counters,
     drop_rows_from,
     has_checkpoint,
-    read_state,
+    read_counters,
     restore,
     save,
 )
@@ -217,7 +217,9 @@ def _ready_tokenizer(folder: Path, seed: int) -> Path:
     return folder
 
 
-def _num_processes(parser: argparse.ArgumentParser, options: argparse.Namespace) -> int:
+def _num_processes(
+    parser: argparse.ArgumentParser, options: argparse.Namespace, num_cores: int
+) -> int:
     asked = options.processes
     if options.device == "cuda" or options.workers:
         if asked not in (None, 1):
@@ -225,7 +227,7 @@ def _num_processes(parser: argparse.ArgumentParser, options: argparse.Namespace)
         return 1
     if asked is not None and asked < 1:
         parser.error(f"--processes is {asked}; give 1 or more")
-    return asked or min(this_machine().num_cores, MOST_PROCESSES)
+    return asked or min(num_cores, MOST_PROCESSES)
 
 
 def _seed(parser: argparse.ArgumentParser, options: argparse.Namespace) -> int:
@@ -233,7 +235,7 @@ def _seed(parser: argparse.ArgumentParser, options: argparse.Namespace) -> int:
     asked: int | None = options.seed
     if not has_checkpoint(options.folder / "checkpoint"):
         return asked or 0
-    found = int(read_state(options.folder / "checkpoint")[1]["seed"])
+    found = int(read_counters(options.folder / "checkpoint")["seed"])
     if asked not in (None, found):
         parser.error(f"--seed is {asked}; the run in {options.folder} has seed {found}")
     return found
@@ -258,9 +260,10 @@ def main() -> None:
     parser.add_argument("--processes", type=int, help="default: one a core, at most 4")
     parser.add_argument("--workers", type=int, default=0, help="processes that draw text ahead")
     options = parser.parse_args()
-    options.processes = _num_processes(parser, options)
+    num_cores = this_machine().num_cores
+    options.processes = _num_processes(parser, options, num_cores)
     if options.device == "cpu":
-        torch.set_num_threads(max(1, this_machine().num_cores // options.processes))
+        torch.set_num_threads(max(1, num_cores // options.processes))
         keep_freed_memory()
     options.folder.mkdir(parents=True, exist_ok=True)
     options.seed = _seed(parser, options)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import platform
+import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -119,6 +120,24 @@ def _inactive_file_bytes(group: Path) -> int:
         if name == "inactive_file" and value.isdigit():
             return int(value)
     return 0
+
+
+def last_cache_bytes(cpu_root: Path = _CPU_ROOT) -> int:
+    """Of all caches of the highest level together; 0 where the system does not say."""
+    caches: dict[tuple[int, str], int] = {}
+    for folder in cpu_root.glob("cpu*/cache/index*"):
+        level = _read(folder / "level")
+        if level.isdecimal():
+            shared = int(level), _read(folder / "shared_cpu_list")
+            caches[shared] = parse_size(_read(folder / "size"))
+    last = max((level for level, _ in caches), default=0)
+    return sum(size for (level, _), size in caches.items() if level == last)
+
+
+def parse_size(text: str) -> int:
+    """Linux's "32K" or "4M" as bytes; 0 for anything else."""
+    match = re.fullmatch(r"([0-9]{1,9})([KM]?)\s*", text)
+    return int(match[1]) << {"": 0, "K": 10, "M": 20}[match[2]] if match else 0
 
 
 def _read(path: Path) -> str:

@@ -4,7 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from m2serve.bench.bandwidth import buffer_bytes, parse_size
+from m2serve.bench.bandwidth import buffer_bytes
+from m2serve.environment import last_cache_bytes, parse_size
 
 MIB = 1 << 20
 GIB = 1 << 30
@@ -16,7 +17,7 @@ def system(folder: Path, num_cpus: int, cpus_a_cache: int, last: str) -> Path:
         first = cpu // cpus_a_cache * cpus_a_cache
         caches = [("2", "2M", str(cpu)), ("3", last, f"{first}-{first + cpus_a_cache - 1}")]
         for number, facts in enumerate(caches):
-            path = folder / f"devices/system/cpu/cpu{cpu}/cache/index{number}"
+            path = folder / f"cpu{cpu}/cache/index{number}"
             path.mkdir(parents=True)
             for name, fact in zip(("level", "size", "shared_cpu_list"), facts, strict=True):
                 (path / name).write_text(fact + "\n")
@@ -38,7 +39,7 @@ def test_no_cache_holds_the_buffer_and_the_memory_does(
     tmp_path: Path, num_cpus: int, cpus_a_cache: int, last: str, free_bytes: int, expected: int
 ) -> None:
     made = system(tmp_path, num_cpus, cpus_a_cache, last)
-    assert buffer_bytes("cpu", made, free_bytes) == expected
+    assert buffer_bytes(last_cache_bytes(made), free_bytes) == expected
 
 
 def test_sizes_are_read_as_linux_writes_them() -> None:
