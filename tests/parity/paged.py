@@ -17,7 +17,7 @@ class PagedSequences:
 
     def __init__(self, model: MiniMaxM2, dtype: torch.dtype, num_blocks: int = 256) -> None:
         self.model = model
-        device = model.weights.embedding.device
+        device = model.weights.device
         self.cache: KVCache = allocate_kv_cache(model.shape, num_blocks, BLOCK_SIZE, device, dtype)
         # Whatever lies in unused slots must not matter.
         self.cache.keys.fill_(torch.nan)

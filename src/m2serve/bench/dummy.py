@@ -44,7 +44,11 @@ def dummy_weights(
     """
     maker = _Maker(device, dtype)
     return ModelWeights(
-        embedding=maker.dense(shape.vocab_size, shape.hidden_size),
+        embedding=maker.dense(
+            shape.vocab_size,
+            shape.hidden_size,
+            dtype=linear_dtype(device, torch.bfloat16, dtype),
+        ),
         layers=tuple(
             _layer(maker, shape, format, attention_format) for _ in range(shape.num_hidden_layers)
         ),

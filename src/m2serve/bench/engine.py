@@ -69,7 +69,7 @@ def run_engine_bench(model: MiniMaxM2, config: EngineBenchConfig) -> EngineBench
     Raises UsageError for a config that measures nothing or does not fit the model.
     """
     config.check(model.shape.max_position_embeddings)
-    device = model.weights.embedding.device
+    device = model.weights.device
     roof_gb_per_s = read_bandwidth_gb_per_s(device)
     metered, meter, implementations = _metered(model)
     kv_cache = make_cache(model, config)
@@ -116,7 +116,7 @@ def _metered(
     """The model with its operations measured, the meter, and what computes each operation."""
     if isinstance(model, NativeMiniMaxM2):
         return model, StepMeter(model), dict.fromkeys(OPERATIONS, describe_cpu_kernels())
-    meter = OperationMeter(model.weights.embedding.device)
+    meter = OperationMeter(model.weights.device)
     meter.lm_head = model.weights.lm_head
     metered = MiniMaxM2(model.shape, model.weights, meter.wrap(model.kernels))
     described = model.kernels.describe()

@@ -92,7 +92,7 @@ def make_cache(model: MiniMaxM2, config: EngineBenchConfig) -> KVCache:
     Raises ResourceError for more than the memory that is free.
     """
     num_blocks = config.batch * (-(-(config.longest + 1) // BLOCK_SIZE) + 1)
-    device = model.weights.embedding.device
+    device = model.weights.device
     needed = num_blocks * BLOCK_SIZE * kv_slot_bytes(model.shape, config.kv_cache_dtype)
     free = free_memory_bytes(device)
     if needed > free:

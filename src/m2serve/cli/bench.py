@@ -222,7 +222,7 @@ def _check_room(
         shape,
         attention=dense,
         experts=stored if format == "bf16" else format,
-        embedding=names[dtype],
+        embedding=stored,
         head=head_format or dense,
     ).total
     free = free_memory_bytes(device)

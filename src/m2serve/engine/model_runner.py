@@ -133,7 +133,7 @@ class ModelRunner:
 
     @property
     def dtype_name(self) -> str:
-        return str(self.model.weights.embedding.dtype).removeprefix("torch.")
+        return str(self.model.weights.dtype).removeprefix("torch.")
 
     @property
     def native_s(self) -> float:

@@ -39,9 +39,9 @@ class LayerWeights:
 
 @dataclass(frozen=True)
 class ModelWeights:
-    embedding: torch.Tensor  # [V, H]
+    embedding: torch.Tensor  # [V, H], BF16 or the compute dtype
     layers: tuple[LayerWeights, ...]
-    norm: torch.Tensor  # [H]
+    norm: torch.Tensor  # [H], the compute dtype
     lm_head: Weight  # [V, H]
     # Against dense attention and head in the compute dtype, by what was requantised while loading.
     bytes_saved: int = 0
@@ -51,6 +51,15 @@ class ModelWeights:
     def mark_interleaved(self) -> None:
         """The one change: what is done to the tensors cannot be undone, whoever holds them."""
         object.__setattr__(self, "is_interleaved", True)
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """What PyTorch computes in; matrices may be held in another one."""
+        return self.norm.dtype
+
+    @property
+    def device(self) -> torch.device:
+        return self.embedding.device
 
     @property
     def nbytes(self) -> int:

@@ -63,7 +63,7 @@ def load_model(
     layers = tuple(_layer(reader, index) for index in range(num_layers))
     held = linear_dtype(device, torch.bfloat16, dtype)
     weights = ModelWeights(
-        embedding=reader.plain(EMBEDDING),
+        embedding=reader.embedding(),
         layers=layers,
         norm=reader.plain(FINAL_NORM),
         lm_head=reader.linear(LM_HEAD),
@@ -105,6 +105,13 @@ class _Reader:
         dtype = torch.float32 if plan.spec.upcast else self._dtype
         self._count(plan.nbytes)
         return tensor.to(self._device, dtype)
+
+    def embedding(self) -> torch.Tensor:
+        """As a dense matrix is held, though only rows of it are ever read."""
+        plan = self._layout.plain[EMBEDDING]
+        tensor = load_plain(self._checkpoint, plan)
+        self._count(plan.nbytes)
+        return tensor.to(self._device, linear_dtype(self._device, tensor.dtype, self._dtype))
 
     def linear(self, name: str) -> Weight:
         plan, format = self._layout.linears[name], self._formats[name]

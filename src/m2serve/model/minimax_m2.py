@@ -37,7 +37,7 @@ class MiniMaxM2:
         rotary = self.kernels.rotary_cos_sin(
             batch.positions, self.shape.rotary_dim, self.shape.rope_theta
         )
-        x_TH = F.embedding(batch.token_ids, self.weights.embedding)
+        x_TH = F.embedding(batch.token_ids, self.weights.embedding).to(self.weights.dtype)
         for index, layer in enumerate(self.weights.layers):
             cache = (kv_cache.keys[index], kv_cache.values[index])
             x_TH = self._layer(x_TH, layer, rotary, cache, batch)

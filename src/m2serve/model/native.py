@@ -44,7 +44,7 @@ def make_model(
     alone from then on. Raises UsageError for activations asked for where the native kernels do not
     run, and CheckpointError for a matrix with a NaN that they would not pass on.
     """
-    device = weights.embedding.device
+    device = weights.device
     kernels = select_kernels(device)
     library = load_cpu_library() if device.type == "cpu" else None
     if library is None and cpu_activation != "auto":
@@ -153,7 +153,7 @@ class _Packed:
             rotary_dim=shape.rotary_dim,
             top_k=shape.num_experts_per_tok,
             rms_norm_eps=shape.rms_norm_eps,
-            activation=activation_code(activation, weights.embedding.dtype),
+            activation=activation_code(activation, weights.dtype),
             embedding_format=self._weight("embed_tokens", DenseWeight(weights.embedding)).format,
             inverse_frequencies=self._floats("rope", frequencies),
             embedding=address(weights.embedding),

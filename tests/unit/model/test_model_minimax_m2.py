@@ -29,7 +29,7 @@ def model(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
 
 
 def empty_cache(model: MiniMaxM2, num_blocks: int = 5) -> KVCache:
-    dtype = model.weights.embedding.dtype
+    dtype = model.weights.dtype
     cache = allocate_kv_cache(model.shape, num_blocks, BLOCK_SIZE, CPU, dtype)
     cache.keys.fill_(torch.nan)
     cache.values.fill_(torch.nan)
@@ -102,4 +102,4 @@ def test_the_cache_has_the_sizes_of_the_checkpoint(model: MiniMaxM2) -> None:
     cache = empty_cache(model, num_blocks=7)
     assert cache.keys.shape == cache.values.shape == (2, 7, BLOCK_SIZE, 2, 64)
     assert (cache.num_blocks, cache.block_size) == (7, BLOCK_SIZE)
-    assert cache.keys.dtype == cache.values.dtype == model.weights.embedding.dtype
+    assert cache.keys.dtype == cache.values.dtype == model.weights.dtype
