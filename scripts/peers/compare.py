@@ -24,7 +24,7 @@ from scripts.peers.processes import ROOT
 from scripts.peers.rounds import Case, read_samples, run_case
 from scripts.peers.sections import SECTIONS
 from scripts.peers.setup import Setup
-from scripts.peers.tables import Origin, csv_rows, markdown
+from scripts.peers.tables import COLUMNS, Origin, csv_rows, markdown
 
 PEERS = ROOT / "build" / "peers"
 
@@ -46,15 +46,24 @@ def main() -> None:
         wide_layers=arguments.wide_layers,
         requests=tuple(map(int, arguments.requests.split(","))),
     )
+    if not (setup.models / "mid" / "config.json").exists():
+        sys.exit(f"{setup.models} has no models; make them with scripts.peers.make_models")
+    left_out = tuple(word for word in arguments.without.split(",") if word)
     names = arguments.sections.split(",")
-    cases = [case for name in names for case in SECTIONS[name](setup)]
+    cases = [without(case, left_out) for name in names for case in SECTIONS[name](setup)]
     file = arguments.report
-    if file is None:
-        check(setup)
-        file = PEERS / "results" / time.strftime("%Y%m%dT%H%M%SZ.jsonl", time.gmtime())
-        file.parent.mkdir(parents=True, exist_ok=True)
-        measure(cases, arguments, file)
-    report(cases, file, arguments)
+    if file is not None:
+        report(cases, file, arguments)
+        return
+    check(cases, setup)
+    file = PEERS / "results" / time.strftime("%Y%m%dT%H%M%SZ.jsonl", time.gmtime())
+    file.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        for case in cases:
+            run_case(case, arguments.rounds, file)
+    finally:  # what was measured is not lost by what came after
+        if file.exists():
+            report(cases, file, arguments)
 
 
 def parse_arguments(words: Sequence[str]) -> argparse.Namespace:
@@ -67,7 +76,7 @@ def parse_arguments(words: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--shape", default="mid", help="miniature: a dry run")
     parser.add_argument("--wide-shape", default="m2.5", help="miniature: a dry run")
     parser.add_argument("--wide-layers", type=int, default=3)
-    parser.add_argument("--requests", default="4,16,32", help="at concurrency 1, 8 and 32")
+    parser.add_argument("--requests", default="6,24,64", help="at concurrency 1, 8 and 32")
     parser.add_argument("--report", type=Path, help="samples of an earlier run")
     parser.add_argument("--machine", default="", help="append rows to perf/<machine>.csv")
     arguments = parser.parse_args(words)
@@ -77,20 +86,37 @@ def parse_arguments(words: Sequence[str]) -> argparse.Namespace:
     return arguments
 
 
-def check(setup: Setup) -> None:
-    """Say what is missing before an hour is spent."""
-    if not (setup.models / "mid" / "config.json").exists():
-        sys.exit(f"{setup.models} has no models; make them with scripts.peers.make_models")
-    for program in (setup.m2, setup.llama_bin / "llama-bench"):
-        if not program.exists():
-            sys.exit(f"{program} is not there; docs/peers.md says how to get it")
-
-
-def measure(cases: list[Case], arguments: argparse.Namespace, file: Path) -> None:
-    left_out = tuple(word for word in arguments.without.split(",") if word)
+def check(cases: Sequence[Case], setup: Setup) -> None:
+    """Say what is missing before an hour is spent: programs, and the files they are given."""
+    missing: dict[str, str] = {}
     for case in cases:
-        kept = tuple(one for one in case.contenders if not one.name.startswith(left_out))
-        run_case(replace(case, contenders=kept), arguments.rounds, file)
+        for contender in case.contenders:
+            program, *words = contender.argv
+            files = [word for word in words if word.startswith(str(setup.models))]
+            for path in (program, *files):
+                if not Path(path).exists():
+                    missing.setdefault(path, contender.name)
+    if missing:
+        named = "; ".join(f"{path} (of {name})" for path, name in missing.items())
+        sys.exit(
+            f"not there: {named}. docs/peers.md says how to get them; --without NAME leaves out "
+            "contenders whose names start so"
+        )
+
+
+def without(case: Case, left_out: tuple[str, ...]) -> Case:
+    """Neither measured nor held against ours."""
+    kept = tuple(one for one in case.contenders if not one.name.startswith(left_out))
+    targets = [
+        replace(one, against=tuple(name for name in one.against if not name.startswith(left_out)))
+        for one in case.targets
+    ]
+    judged = [
+        new
+        for new, old in zip(targets, case.targets, strict=True)
+        if new.against or not old.against
+    ]
+    return replace(case, contenders=kept, targets=tuple(judged))
 
 
 def report(cases: list[Case], file: Path, arguments: argparse.Namespace) -> None:
@@ -104,8 +130,10 @@ def report(cases: list[Case], file: Path, arguments: argparse.Namespace) -> None
     command = f"python -m scripts.peers.compare --sections {sections}"
     origin = Origin(samples[0].time[:10], commit(), arguments.machine, command)
     rows = csv_rows(cases, samples, origin)
-    with (ROOT / "perf" / f"{arguments.machine}.csv").open("a", encoding="utf-8") as out:
-        out.write(rows)
+    path = ROOT / "perf" / f"{arguments.machine}.csv"
+    header = "" if path.exists() else f"{','.join(COLUMNS)}\n"
+    with path.open("a", encoding="utf-8") as out:
+        out.write(header + rows)
 
 
 def commit() -> str:

@@ -15,7 +15,13 @@ import torch
 from m2serve.bench.bandwidth import read_bandwidth_gb_per_s
 from m2serve.checkpoint.reader import Checkpoint
 from m2serve.engine.config import EngineConfig
-from m2serve.engine.placement import DTYPES, choose_device, choose_dtype, choose_num_threads
+from m2serve.engine.placement import (
+    DTYPES,
+    choose_device,
+    choose_dtype,
+    choose_num_threads,
+    has_cpu_kernels,
+)
 from m2serve.environment import this_machine
 from m2serve.model.loader import load_model
 
@@ -28,7 +34,7 @@ def main() -> None:
     config = EngineConfig(model_path=str(folder), device="cpu")
     device = choose_device(config)
     dtype = DTYPES[choose_dtype(config, device, machine)]
-    torch.set_num_threads(choose_num_threads(config, machine))
+    torch.set_num_threads(choose_num_threads(config, machine, has_cpu_kernels(device)))
     warm(folder)
     start = time.perf_counter()
     with Checkpoint.open(folder) as checkpoint:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shlex
 import subprocess
+import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
@@ -31,6 +32,9 @@ class Contender(Protocol):
     def name(self) -> str: ...
 
     @property
+    def argv(self) -> tuple[str, ...]: ...
+
+    @property
     def command(self) -> str: ...
 
     def open(self) -> None: ...
@@ -42,12 +46,17 @@ class Contender(Protocol):
 
 @dataclass(frozen=True)
 class Program:
-    """Started anew for every measurement."""
+    """Started anew for every measurement, in `folder`, for some leave files where they run.
+
+    `read` gets what it prints; with `stderr_too` also that on stderr, behind the rest.
+    """
 
     name: str
     argv: tuple[str, ...]
     read: Callable[[str], Figures]
     timeout_s: float = 300.0
+    folder: Path = ROOT
+    stderr_too: bool = False
 
     @property
     def command(self) -> str:
@@ -60,20 +69,34 @@ class Program:
         pass
 
     def measure(self) -> Figures:
+        self.folder.mkdir(parents=True, exist_ok=True)
         try:
             done = subprocess.run(
-                self.argv, cwd=ROOT, capture_output=True, text=True, timeout=self.timeout_s
+                self.argv,
+                cwd=self.folder,
+                capture_output=True,
+                text=True,
+                errors="replace",
+                timeout=self.timeout_s,
             )
         except subprocess.TimeoutExpired as error:
             raise Failed(f"not finished within {self.timeout_s:g} s") from error
         except OSError as error:
             raise Failed(f"cannot be started: {error}") from error
         if done.returncode:
-            raise Failed(f"exit code {done.returncode}: {done.stderr[-_TAIL_CHARS:].strip()}")
+            raise Failed(f"exit code {done.returncode}: {reason(done.stderr)}")
+        printed = done.stdout + done.stderr if self.stderr_too else done.stdout
         try:
-            return self.read(done.stdout)
+            return self.read(printed)
         except (ValueError, KeyError) as error:
-            raise Failed(f"unreadable output ({error}): {done.stdout[-_TAIL_CHARS:]}") from error
+            raise Failed(f"unreadable output ({error}): {printed[-_TAIL_CHARS:]}") from error
+
+
+def reason(stderr: str) -> str:
+    """Why a program ended: its failed assertions, which a debugger's backtrace may follow, else
+    its last words."""
+    asserted = [line.strip() for line in stderr.splitlines() if "GGML_ASSERT" in line]
+    return asserted[0][-_TAIL_CHARS:] if asserted else stderr[-_TAIL_CHARS:].strip()
 
 
 @dataclass
@@ -84,6 +107,7 @@ class Worker:
     argv: tuple[str, ...]
     env: Mapping[str, str]
     log: Path
+    timeout_s: float = 900.0
     _process: subprocess.Popen[str] | None = field(default=None, init=False)
 
     @property
@@ -93,20 +117,20 @@ class Worker:
     def open(self) -> None:
         self.log.parent.mkdir(parents=True, exist_ok=True)
         with self.log.open("w") as log:
-            self._process = subprocess.Popen(
+            self._process = started(
                 self.argv,
-                cwd=ROOT,
                 env={**os.environ, **self.env},
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=log,
-                text=True,
             )
         self.measure()  # which also warms up
 
     def measure(self) -> Figures:
         process = self._running()
         thaw(process.pid)
+        deadline = threading.Timer(self.timeout_s, end, [process])  # it closes the pipe
+        deadline.start()
         try:
             pipe = _pipe(process.stdin)
             pipe.write("measure\n")
@@ -117,8 +141,9 @@ class Worker:
         except BrokenPipeError:
             pass
         finally:
+            deadline.cancel()
             freeze(process.pid)
-        raise Failed(f"ended early, see {self.log}")
+        raise Failed(f"ended early or took more than {self.timeout_s:g} s, see {self.log}")
 
     def close(self) -> None:
         if self._process is not None:
@@ -128,6 +153,23 @@ class Worker:
         if self._process is None:
             raise Failed("was not started")
         return self._process
+
+
+def started(
+    argv: Sequence[str],
+    env: Mapping[str, str],
+    *,
+    stdin: int,
+    stdout: int | IO[str],
+    stderr: int | IO[str],
+) -> subprocess.Popen[str]:
+    """Raises Failed where there is no such program."""
+    try:
+        return subprocess.Popen(
+            argv, cwd=ROOT, env=env, stdin=stdin, stdout=stdout, stderr=stderr, text=True
+        )
+    except OSError as error:
+        raise Failed(f"cannot be started: {error}") from error
 
 
 def _pipe(pipe: IO[str] | None) -> IO[str]:

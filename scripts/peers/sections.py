@@ -49,6 +49,9 @@ LEAST_BANDWIDTH_SHARE = 0.95
 LONGEST_LOAD_S = 3.0
 MOST_STEP_OVER_BYTES = 1.15  # at 8,192 cached tokens, beside a step at 64
 STEP_PROMPT = 16
+# At most so many layers of M2.5's widths: what fits beside what making random weights takes.
+WIDE_LAYERS = {"nvfp4": 62, "int4": 62, "int8": 2, "bf16": 1}
+WIDE_NVFP4 = ("nvfp4", "nvfp4, attention and head bf16", "nvfp4, attention and head fp8")
 
 
 def decode(setup: Setup) -> list[Case]:
@@ -73,19 +76,24 @@ def decode(setup: Setup) -> list[Case]:
 
 
 def wide(setup: Setup) -> list[Case]:
-    """The released models' widths, as many layers as fit; Q4_0 of the peers beside our int4."""
+    """The released models' widths, as many layers as fit; Q4_0 of the peers beside our int4, and
+    NVFP4 experts with attention and head as published and requantised."""
     cases = []
-    most = setup.wide_layers
-    for format, layers in {"nvfp4": most, "int4": most, "int8": min(most, 2), "bf16": 1}.items():
-        options = ("--layers", str(layers), "--prompt", str(STEP_PROMPT), "--output", "33")
-        ours = setup.own(f"ours {format}", format, *options, shape=setup.wide_shape)
-        contenders: list[Contender] = [ours]
+    for format, most in WIDE_LAYERS.items():
+        formats = WIDE_NVFP4 if format == "nvfp4" else (format,)
+        layers = str(min(setup.wide_layers, most))
+        options = ("--layers", layers, "--prompt", str(STEP_PROMPT), "--output", "33")
+        contenders: list[Contender] = [
+            setup.own(f"ours {one}", one, *options, shape=setup.wide_shape) for one in formats
+        ]
+        targets = tuple(
+            Target(SHARE, (ours.name,), (), LEAST_BANDWIDTH_SHARE) for ours in contenders
+        )
         if format == "int4":
             runs = ("wide-q4_0.gguf", "-p", "0", "-n", "32", "-r", "3")
             contenders.append(setup.llama_bench("llama.cpp q4_0", setup.llama_bin, *runs))
             contenders.append(setup.llama_bench("ik_llama.cpp q4_0", setup.ik_bin, *runs))
-        target = Target(SHARE, (ours.name,), (), LEAST_BANDWIDTH_SHARE)
-        cases.append(Case("wide", format, tuple(contenders), (target,), (DECODE,)))
+        cases.append(Case("wide", format, tuple(contenders), targets, (DECODE,)))
     return cases
 
 
@@ -158,10 +166,10 @@ SECTIONS = {
     "decode": decode,
     "wide": wide,
     "prefill": prefill,
-    "batch": batch,
-    "serve": serve,
     "context": context,
     "load": load,
+    "batch": batch,
+    "serve": serve,
 }
 
 

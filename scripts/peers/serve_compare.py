@@ -50,6 +50,10 @@ class ServerLoad:
         return self.server.name
 
     @property
+    def argv(self) -> tuple[str, ...]:
+        return self.server.argv
+
+    @property
     def command(self) -> str:
         return shown(self.server.argv, self.server.env)
 
@@ -58,10 +62,7 @@ class ServerLoad:
         self.url = f"http://127.0.0.1:{port}"
         self._process = self.server.start(port, self.log)
         self._wait_until_it_generates()
-        widest = max(LEVELS)
-        self._ask(
-            random_prompts(self.ids, widest, _WARM_UP_PROMPT, "warm"), _WARM_UP_OUTPUT, widest
-        )
+        self._warm_up(max(LEVELS))
         self._freeze()
 
     def measure(self) -> Figures:
@@ -69,6 +70,7 @@ class ServerLoad:
         thaw(process.pid)
         figures: Figures = {}
         try:
+            self._warm_up(1)  # who was stopped for minutes pays for waking up here
             for concurrency, count in zip(LEVELS, self.requests, strict=True):
                 seed = f"{self._rounds} {concurrency}"
                 prompts = random_prompts(self.ids, count, PROMPT, seed)
@@ -88,6 +90,10 @@ class ServerLoad:
             return level_figures(asyncio.run(asked), concurrency)
         except EndpointError as error:
             raise Failed(str(error)) from error
+
+    def _warm_up(self, concurrency: int) -> None:
+        prompts = random_prompts(self.ids, concurrency, _WARM_UP_PROMPT, f"warm {self._rounds}")
+        self._ask(prompts, _WARM_UP_OUTPUT, concurrency)
 
     def _wait_until_it_generates(self) -> None:
         """Being healthy is not enough: an engine may fail at its first request."""

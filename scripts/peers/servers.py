@@ -10,9 +10,10 @@ from pathlib import Path
 from typing import Any
 
 from m2serve.client import TimedChunk
-from scripts.peers.processes import ROOT
+from scripts.peers.processes import started
 
 MAX_MODEL_LEN = "2048"
+_TCMALLOC = Path("/usr/lib/x86_64-linux-gnu/libtcmalloc_minimal.so.4")
 
 
 @dataclass(frozen=True)
@@ -36,14 +37,12 @@ class Server:
     def start(self, port: int, log: Path) -> subprocess.Popen[str]:
         log.parent.mkdir(parents=True, exist_ok=True)
         with log.open("w") as out:
-            return subprocess.Popen(
+            return started(
                 (*self.argv, "--host", "127.0.0.1", "--port", str(port)),
-                cwd=ROOT,
                 env={**os.environ, **self.env},
                 stdin=subprocess.DEVNULL,
                 stdout=out,
                 stderr=subprocess.STDOUT,
-                text=True,
             )
 
     def body(self, prompt_ids: list[int], num_tokens: int) -> dict[str, Any]:
@@ -68,7 +67,8 @@ class Server:
 
 
 def vllm_env(python: Path) -> dict[str, str]:
-    """Both cores, as its default leaves one to others; the OpenMP its documentation advises."""
+    """All cores, as its default leaves one to others; the OpenMP and, where it is installed, the
+    allocator that its documentation advises."""
     env = {
         "DO_NOT_TRACK": "1",
         "HF_HUB_OFFLINE": "1",
@@ -76,7 +76,8 @@ def vllm_env(python: Path) -> dict[str, str]:
         "VLLM_CPU_OMP_THREADS_BIND": f"0-{(os.cpu_count() or 1) - 1}",
     }
     openmp = python.parents[1] / "lib" / "libiomp5.so"
-    return {**env, "LD_PRELOAD": str(openmp)} if openmp.exists() else env
+    advised = [str(found) for found in (_TCMALLOC, openmp) if found.exists()]
+    return {**env, "LD_PRELOAD": ":".join(advised)} if advised else env
 
 
 def own_server(m2: Path, model: Path, threads: int) -> Server:

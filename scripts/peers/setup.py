@@ -16,6 +16,11 @@ OURS = {
     "int8": ("--format", "int8", *_INT8),
     "fp8": ("--format", "fp8", "--attention-format", "fp8", "--head-format", "fp8"),
     "nvfp4": ("--format", "nvfp4", *_INT8),
+    "nvfp4, attention and head fp8": (
+        *("--format", "nvfp4", "--attention-format", "fp8"),
+        *("--head-format", "fp8", "--cpu-activation", "int8"),
+    ),
+    "nvfp4, attention and head bf16": ("--format", "nvfp4", "--cpu-activation", "int8"),
     # Attention in 4 bits, too, as Q4_0 has it.
     "int4": (
         *("--format", "int4-g32", "--attention-format", "int4-g32"),
@@ -51,9 +56,16 @@ class Setup:
 
     def llama_bench(self, name: str, folder: Path, file: str, *options: str) -> Program:
         argv = (str(folder / "llama-bench"), "-m", str(self.models / file))
-        return Program(name, (*argv, "-t", str(self.threads), *options, "-o", "json"), llama_bench)
+        argv = (*argv, "-t", str(self.threads), *options, "-o", "json")
+        return Program(name, argv, llama_bench, folder=self.logs)
 
     def batched(self, name: str, folder: Path, file: str, *options: str) -> Program:
         argv = (str(folder / "llama-batched-bench"), "-m", str(self.models / file))
         threads = ("-t", str(self.threads), "-tb", str(self.threads))
-        return Program(name, (*argv, *threads, *options), batched_bench, timeout_s=180.0)
+        # ik_llama.cpp prints its table on stderr, and a log file where it runs.
+        return Program(
+            *(name, (*argv, *threads, *options), batched_bench),
+            timeout_s=180.0,
+            folder=self.logs,
+            stderr_too=True,
+        )

@@ -15,6 +15,7 @@ _HEADER = (
     "| what | ours | median (min to max) | against | median (min to max) | ratio (min to max) "
     "| target | read GB/s | |\n|---|---|---|---|---|---|---|---|---|\n"
 )
+COLUMNS = ("date", "commit", "machine", "command", "what", "value", "unit", "note")
 _WORDS = {True: "pass", False: "**FAIL**", None: "not measured"}
 
 
@@ -50,20 +51,35 @@ def csv_rows(cases: Sequence[Case], samples: Sequence[Sample], origin: Origin) -
         note = _note(case, samples)
         metrics = {*case.also, *(target.metric for target in case.targets)}
         for summary in summarize(case, samples):
+            start = _start(origin, summary.command)
             for metric, value in summary.figures.items():
                 if metric in metrics:
                     text = f"{summary.contender}; {_range(value)}; {note}"
-                    figure = (metric, f"{value.median:.5g}", unit(metric))
-                    writer.writerow((*_start(origin, summary.command), *figure, text))
+                    writer.writerow((*start, metric, f"{value.median:.5g}", unit(metric), text))
+            if summary.error:
+                text = f"{summary.contender}; failed: {' '.join(summary.error.split())}; {note}"
+                writer.writerow((*start, "failed", "", "", text))
         for verdict in judge(case, samples):
-            result = verdict.result
-            if result is None or not verdict.theirs:
-                continue
-            what = f"{verdict.target.metric} of {verdict.ours} / {verdict.theirs}"
-            text = f"{_target(verdict)}: {_WORDS[verdict.passed].strip('*')}; {_range(result)}"
-            figure = (what, f"{result.median:.3f}", "ratio")
-            writer.writerow((*_start(origin, origin.command), *figure, f"{text}; {note}"))
+            if verdict.result is not None:
+                start = _start(origin, origin.command)
+                writer.writerow((*start, *_judged(verdict, verdict.result, note)))
     return out.getvalue()
+
+
+def _judged(verdict: Verdict, result: Spread, note: str) -> tuple[str, ...]:
+    metric = verdict.target.metric
+    text = f"{_target(verdict)}: {_WORDS[verdict.passed].strip('*')}; {_range(result)}"
+    if not verdict.target.against:
+        what = f"{metric} of {verdict.ours}, judged"
+        return (what, f"{result.median:.5g}", unit(metric), f"{text}; {note}")
+    what = f"{metric} of {verdict.ours} / {verdict.theirs}"
+    return (what, f"{result.median:.3f}", "ratio", f"{text}{_without(verdict)}; {note}")
+
+
+def _without(verdict: Verdict) -> str:
+    """Whoever else would have been held against ours, had they given a figure."""
+    both = verdict.result is not None and verdict.lacking
+    return f" (no figure of {', '.join(verdict.lacking)})" if both else ""
 
 
 def _start(origin: Origin, command: str) -> tuple[str, ...]:
@@ -88,7 +104,7 @@ def _table_row(case: Case, verdict: Verdict, read: Spread | None) -> str:
         f"{case.section} {case.name}: {verdict.target.metric}",
         verdict.ours,
         _shown(verdict.our_value),
-        verdict.theirs,
+        verdict.theirs + _without(verdict),
         _shown(verdict.their_value),
         _shown(verdict.result, ".2f") if verdict.target.against else "",
         _target(verdict),

@@ -38,6 +38,8 @@ class Summary:
 class Verdict:
     """`result` is the median over the rounds of ours / theirs, or of ours where there is no peer.
 
+    `lacking` are peers that were to be measured and gave no figure.
+
     A ratio pairs what was measured in the same round, as the machine's memory drifts between them.
     None where ours or every peer has no figure.
     """
@@ -48,6 +50,7 @@ class Verdict:
     our_value: Spread | None
     their_value: Spread | None
     result: Spread | None
+    lacking: tuple[str, ...] = ()
 
     @property
     def passed(self) -> bool | None:
@@ -68,7 +71,12 @@ def summarize(case: Case, samples: Sequence[Sample]) -> list[Summary]:
         }
         errors = [sample.error for sample in own if sample.error]
         found.append(
-            Summary(contender.name, contender.command, figures, errors[0] if errors else "")
+            Summary(
+                contender.name,
+                own[0].command if own else contender.command,
+                figures,
+                errors[0] if errors else "",
+            )
         )
     return found
 
@@ -102,7 +110,13 @@ def _judge(target: Target, samples: Sequence[Sample]) -> Verdict:
         _spread(our_values),
         _spread(their_values),
         Spread.of(results) if results else None,
+        _lacking(target, samples),
     )
+
+
+def _lacking(target: Target, samples: Sequence[Sample]) -> tuple[str, ...]:
+    measured = {s.contender for s in samples if target.metric in s.figures}
+    return tuple(name for name in target.against if name not in measured)
 
 
 def _best(

@@ -6,10 +6,11 @@ from pathlib import Path
 
 import pytest
 
+from scripts.peers.compare import without
 from scripts.peers.figures import Figures
 from scripts.peers.processes import Failed
 from scripts.peers.rounds import Case, Sample, Target, read_samples, run_case
-from scripts.peers.tables import Origin, csv_rows, markdown
+from scripts.peers.tables import COLUMNS, Origin, csv_rows, markdown
 from scripts.peers.verdicts import judge, summarize
 
 RATE = "decode_tokens_per_s"
@@ -140,8 +141,7 @@ def test_the_table_says_everything_once(tmp_path: Path) -> None:
 
 def test_rows_have_the_columns_of_perf(tmp_path: Path) -> None:
     header = (Path(__file__).resolve().parents[3] / "perf" / "README.md").read_text()
-    columns = "date,commit,machine,command,what,value,unit,note"
-    assert columns in header
+    assert ",".join(COLUMNS) in header
     case = case_of(rates("ours", 100, 104), rates("peer", 40, 60), limit=2.5)
     samples = measured(tmp_path, case, 2)
     origin = Origin("2026-01-02", "abc1234", "box", "compare --sections decode")
@@ -156,6 +156,35 @@ def test_rows_have_the_columns_of_perf(tmp_path: Path) -> None:
     ]
     assert rows[2][7].startswith("at least 2.5 x: FAIL; median of 2 rounds (1.733 to 2.5)")
     assert "read bandwidth 30.0 GB/s" in rows[2][7]
+
+
+def test_a_target_without_a_peer_and_a_failure_have_rows_too(tmp_path: Path) -> None:
+    broken = Scripted("peer", Failed("aborted:\nGGML_ASSERT"))
+    case = case_of(rates("ours", 2.5), broken, against=(), limit=3.0)
+    origin = Origin("2026-01-02", "abc1234", "box", "compare")
+    rows = list(csv.reader(io.StringIO(csv_rows([case], measured(tmp_path, case, 1), origin))))
+    assert rows[1][3:7] == ["run peer", "failed", "", ""]
+    assert rows[1][7].startswith("peer; failed: aborted: GGML_ASSERT; decode bf16")
+    assert rows[2][4:7] == [f"{RATE} of ours, judged", "2.5", "tokens/s"]
+    assert rows[2][7].startswith("at least 3: FAIL; median of 1 rounds")
+
+
+def test_a_verdict_names_peers_that_gave_no_figure(tmp_path: Path) -> None:
+    broken = Scripted("fast", Failed("aborted"))
+    case = case_of(rates("ours", 8), rates("slow", 4), broken, against=("slow", "fast"))
+    samples = measured(tmp_path, case, 1)
+    assert "| slow (no figure of fast) |" in markdown([case], samples)
+    origin = Origin("2026-01-02", "abc1234", "box", "compare")
+    assert "(no figure of fast)" in csv_rows([case], samples, origin)
+
+
+def test_who_is_left_out_is_not_held_against_ours() -> None:
+    both = case_of(rates("ours"), rates("slow"), rates("fast"), against=("slow", "fast"))
+    kept = without(both, ("fa",))
+    assert [one.name for one in kept.contenders] == ["ours", "slow"]
+    assert kept.targets[0].against == ("slow",)
+    assert without(both, ("fast", "slow")).targets == ()
+    assert without(both, ()) == both
 
 
 def test_an_unexpected_error_still_closes_everyone(tmp_path: Path) -> None:
