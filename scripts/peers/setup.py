@@ -10,22 +10,19 @@ from scripts.peers.processes import Program
 
 HERE = Path(__file__).parent
 
-_INT8 = ("--attention-format", "int8", "--head-format", "int8", "--cpu-activation", "int8")
+_INT8 = ("--head-format", "int8", "--cpu-activation", "int8")
 OURS = {
     "bf16": ("--format", "bf16"),
-    "int8": ("--format", "int8", *_INT8),
+    "int8": ("--format", "int8", "--attention-format", "int8", *_INT8),
     "fp8": ("--format", "fp8", "--attention-format", "fp8", "--head-format", "fp8"),
-    "nvfp4": ("--format", "nvfp4", *_INT8),
+    # Attention in 4 bits, too, as Q4_0 has it.
+    "nvfp4": ("--format", "nvfp4", "--attention-format", "nvfp4", *_INT8),
     "nvfp4, attention and head fp8": (
         *("--format", "nvfp4", "--attention-format", "fp8"),
         *("--head-format", "fp8", "--cpu-activation", "int8"),
     ),
     "nvfp4, attention and head bf16": ("--format", "nvfp4", "--cpu-activation", "int8"),
-    # Attention in 4 bits, too, as Q4_0 has it.
-    "int4": (
-        *("--format", "int4-g32", "--attention-format", "int4-g32"),
-        *("--head-format", "int8", "--cpu-activation", "int8"),
-    ),
+    "int4": ("--format", "int4-g32", "--attention-format", "int4-g32", *_INT8),
 }
 
 

@@ -23,7 +23,14 @@ _ERROR_BODY_CHARS = 500
 
 
 class EndpointError(M2Error):
-    """The endpoint cannot be reached, or answered with an error; the sentence says which."""
+    """The endpoint cannot be reached, or answered with an error; the sentence says which.
+
+    `status` is that of the answer, None without one.
+    """
+
+    def __init__(self, message: str, status: int | None = None) -> None:
+        super().__init__(message)
+        self.status = status
 
 
 # What httpx2 raises before and while it asks: also for a port or host that cannot be, for a number
@@ -102,7 +109,7 @@ class Endpoint:
             text = _error_text(_json_object(content, path))
         except EndpointError:
             text = content.decode(errors="replace")[:_ERROR_BODY_CHARS]
-        return EndpointError(f"{self.base_url}{path} answered {status}: {text}")
+        return EndpointError(f"{self.base_url}{path} answered {status}: {text}", status)
 
 
 def key_header(api_key: str | None) -> dict[str, str]:

@@ -45,14 +45,15 @@ def engine(
     ] = None,
     format: Annotated[
         Format | None,
-        typer.Option(help="Of random experts. Default: bf16, dense in --dtype."),
+        typer.Option(help="Of random experts. Default: bf16, held as a checkpoint's."),
     ] = None,
     attention_format: Annotated[
         Format | None,
-        typer.Option(help="Of q, k, v and o. Default: as stored; random ones dense in --dtype."),
+        typer.Option(help="Of q, k, v and o. Default: as stored; random ones bf16."),
     ] = None,
     head_format: Annotated[
-        Format | None, typer.Option(help="Of the output head. Default: as for attention.")
+        Format | None,
+        typer.Option(help="Of the output head. Default: as stored; random ones bf16."),
     ] = None,
     batch: Annotated[int, typer.Option(min=1, help="Sequences together.")] = 1,
     prompt: Annotated[int, typer.Option(min=1, help="Tokens of each prompt.")] = 512,
@@ -160,6 +161,7 @@ def _stored(
 ) -> MiniMaxM2:
     """A checkpoint; raises M2Error, also for a format that weights cannot be requantised to."""
     from m2serve.checkpoint.reader import Checkpoint
+    from m2serve.engine.placement import free_memory_bytes
     from m2serve.model.loader import load_model
 
     with Checkpoint.open(resolve(model)) as checkpoint:
@@ -170,6 +172,7 @@ def _stored(
             attention_format=attention_format,
             head_format=head_format,
             cpu_activation=cpu_activation,
+            free_bytes=free_memory_bytes(device),
         )
 
 
@@ -217,13 +220,12 @@ def _check_room(
 
     names = {torch.float32: "f32", torch.bfloat16: "bf16"}
     stored = names[linear_dtype(device, torch.bfloat16, dtype)]
-    dense = attention_format or stored
     needed = weight_bytes(
         shape,
-        attention=dense,
+        attention=attention_format or stored,
         experts=stored if format == "bf16" else format,
         embedding=stored,
-        head=head_format or dense,
+        head=head_format or stored,
     ).total
     free = free_memory_bytes(device)
     if needed > free:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import signal
 import sys
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Coroutine
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
-from typing import Annotated, Any
+from types import TracebackType
+from typing import Annotated, Any, Self
 
 import typer
 from rich.console import Console
@@ -66,14 +68,14 @@ async def _chat(
     api_key: str | None,
     body: dict[str, Any],
 ) -> None:
-    async with _server(target) as url:
+    async with _server(target, api_key) as url:
         await _converse(url, model, system, api_key, body)
 
 
 @asynccontextmanager
-async def _server(target: str | None) -> AsyncIterator[str]:
+async def _server(target: str | None, api_key: str | None) -> AsyncIterator[str]:
     """The URL to talk to; a server that had to be started ends with the block."""
-    if target is None and await answers(DEFAULT_URL):
+    if target is None and await answers(DEFAULT_URL, api_key):
         yield DEFAULT_URL
     elif target is not None and "://" in target:
         yield target
@@ -93,20 +95,56 @@ async def _converse(
         body["model"] = model or await _first_model(endpoint)
         if sys.stdin.isatty():
             console.print(f"{body['model']} at {endpoint.base_url}. {_HELP}.", style="dim")
-        while (line := await asyncio.to_thread(_read_line)) is not None:
-            if line == "/exit":
-                return
-            if line == "/reset":
-                messages = list(opening)
-            elif line:
-                messages.append({"role": "user", "content": line})
-                try:
-                    await _answer(endpoint, body, messages, console)
-                except EndpointError as error:
-                    if not sys.stdin.isatty():
-                        raise
-                    messages.pop()
-                    console.print(f"\n{error}", style="red", markup=False)
+        with CtrlC() as ctrl_c:
+            # Nothing else goes on while a line is waited for, so the event loop may wait, too.
+            while (line := _read_line()) is not None:
+                if line == "/exit":
+                    return
+                if line == "/reset":
+                    messages = list(opening)
+                elif line:
+                    messages.append({"role": "user", "content": line})
+                    try:
+                        await ctrl_c.ends(_answer(endpoint, body, messages, console))
+                    except EndpointError as error:
+                        if not sys.stdin.isatty():
+                            raise
+                        messages.pop()
+                        console.print(f"\n{error}", style="red", markup=False)
+
+
+class CtrlC:
+    """Within the block Ctrl-C cancels what `ends` runs, as often as it comes; with nothing running
+    it is a KeyboardInterrupt. asyncio.run's own handler would end the program the second time, and
+    not at all while a line is read."""
+
+    def __enter__(self) -> Self:
+        self._loop = asyncio.get_running_loop()
+        self._task: asyncio.Task[None] | None = None
+        self._before = signal.signal(signal.SIGINT, self._interrupt)
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        signal.signal(signal.SIGINT, self._before)
+
+    async def ends(self, coroutine: Coroutine[Any, Any, None]) -> None:
+        task = self._task = asyncio.create_task(coroutine)
+        try:
+            await asyncio.wait({task})
+        finally:
+            self._task = None
+        if not task.cancelled():  # it may be before it began
+            task.result()
+
+    def _interrupt(self, number: int, frame: object) -> None:
+        if self._task is None:
+            raise KeyboardInterrupt
+        self._loop.call_soon_threadsafe(self._task.cancel)
 
 
 def _read_line() -> str | None:
@@ -137,11 +175,7 @@ async def _answer(
         async for chunk in endpoint.stream("/v1/chat/completions", request):
             for choice in as_list(chunk.data.get("choices")):
                 _show(as_object(choice), turn, console)
-    except asyncio.CancelledError:
-        # Ctrl-C cancels the main task; only the answer ends, not the conversation.
-        task = asyncio.current_task()
-        if task is not None:
-            task.uncancel()
+    except asyncio.CancelledError:  # Ctrl-C: the answer ends, not the conversation
         console.print("\n(stopped)", style="dim")
     else:
         console.print(_closing(turn), style="dim")

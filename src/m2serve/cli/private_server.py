@@ -51,13 +51,13 @@ async def _ready(server: EngineProcess, url: str) -> None:
     raise ResourceError("The server did not start: " + " ".join(line.strip() for line in lines))
 
 
-async def answers(url: str) -> bool:
-    """Whether an OpenAI-compatible server is there."""
-    async with Endpoint(url) as endpoint:
+async def answers(url: str, api_key: str | None = None) -> bool:
+    """Whether an OpenAI-compatible server is there; one that wants another key is one, too."""
+    async with Endpoint(url, api_key=api_key) as endpoint:
         try:
             await endpoint.get("/v1/models")
-        except EndpointError:
-            return False
+        except EndpointError as error:
+            return error.status in (401, 403)
     return True
 
 

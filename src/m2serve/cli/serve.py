@@ -46,7 +46,11 @@ def serve(
     device: Annotated[Device, typer.Option(help="Where to compute.")] = "auto",
     dtype: Annotated[
         DType,
-        typer.Option(help="Of activations and dense weights; auto: bfloat16 where it is fast."),
+        typer.Option(
+            help="What PyTorch computes in; auto: bfloat16 where it is fast. The native CPU "
+            "kernels sum in float32 and keep BF16 weights whatever it is; from it they take how "
+            "activations and the KV cache are rounded unless their own options say so."
+        ),
     ] = "auto",
     max_model_len: Annotated[
         int, typer.Option(min=0, help="Context in tokens; 0: the checkpoint's, if it fits.")
@@ -210,9 +214,10 @@ def _announce(config: ServerConfig, info: EngineInfo) -> None:
     saved = info.weight_bytes_saved
     less = f" ({saved / GIB:.2f} less by requantising)" if saved else ""
     weights = f", weights {info.weight_bytes / GIB:.2f} GiB{less}" if info.weight_bytes else ""
+    precision = f" ({info.precision})" if info.precision else ""
     lines = [
         f"{config.model_name} is ready at {address} after {info.load_time_s:.1f} s: {info.device}, "
-        f"{info.dtype}, context {info.max_model_len:,}{cache}{weights}",
+        f"{info.dtype}{precision}, context {info.max_model_len:,}{cache}{weights}",
         f"Default sampling: temperature {sampling.temperature}, top_p {sampling.top_p}, "
         f"top_k {sampling.top_k} (a request may say otherwise)",
     ]

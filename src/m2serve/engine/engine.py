@@ -106,6 +106,7 @@ class Engine:
             kv_block_size=runner.kv_cache.block_size,
             enable_prefix_caching=config.enable_prefix_caching,
             load_time_s=0.0,
+            precision=_precision(config, runner),
             weight_bytes=runner.model.weights.nbytes,
             weight_bytes_saved=runner.model.weights.bytes_saved,
         )
@@ -146,6 +147,10 @@ class Engine:
         self._busy_s += now_s - started_s
         self._step_ended_s = now_s if self.has_work() else None
         return outputs
+
+    def layers_computed(self) -> int:
+        """So far, of all forward passes; for any thread, to see that a long step goes on."""
+        return self._runner.model.layers_computed()
 
     def stats(self) -> EngineStats:
         return msgspec.structs.replace(
@@ -209,3 +214,10 @@ class Engine:
             seed=secrets.randbits(63),
         )
         return StepLoop(scheduler, self._runner)
+
+
+def _precision(config: EngineConfig, runner: ModelRunner) -> str:
+    requantised = (("attention", config.attention_format), ("head", config.head_format))
+    words = [runner.model.precision(), f"KV {runner.kv_cache_dtype_name}"]
+    words += [f"{part} {format}" for part, format in requantised if format]
+    return ", ".join(words)

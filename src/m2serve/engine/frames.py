@@ -63,9 +63,11 @@ class Failed(msgspec.Struct, frozen=True, tag=True):
 
 
 class Heartbeat(msgspec.Struct, frozen=True, tag=True):
-    """Sent every second by a thread of its own; `step` is the number of steps finished."""
+    """Sent every second by a thread of its own: steps finished, and layers computed of all steps,
+    the unfinished one too, which may take minutes."""
 
     step: int
+    layers: int = 0
 
 
 ToEngine = Start | Add | Abort

@@ -91,6 +91,7 @@ class ModelRunner:
                 attention_format=config.attention_format,
                 head_format=config.head_format,
                 cpu_activation=config.cpu_activation,
+                free_bytes=free_memory_bytes(device),
             )
             eos_token_ids = _eos_token_ids(checkpoint)
         is_native = isinstance(model, NativeMiniMaxM2)
@@ -134,6 +135,10 @@ class ModelRunner:
     @property
     def dtype_name(self) -> str:
         return str(self.model.weights.dtype).removeprefix("torch.")
+
+    @property
+    def kv_cache_dtype_name(self) -> str:
+        return str(self.kv_cache.keys.dtype).removeprefix("torch.")
 
     @property
     def native_s(self) -> float:

@@ -46,6 +46,7 @@ class SteppedEngine(Protocol):
     def step(self) -> list[EngineOutput]: ...
     def has_work(self) -> bool: ...
     def stats(self) -> EngineStats: ...
+    def layers_computed(self) -> int: ...
 
 
 Progress = Callable[[float], None]
@@ -67,6 +68,7 @@ class Connection:
         self._outbox: queue.Queue[tuple[list[EngineOutput], EngineStats]]
         self._outbox = queue.Queue(_MAX_STEPS_UNSENT)
         self.step = 0
+        self.layers_computed: Callable[[], int] = lambda: 0
         threading.Thread(target=self._read, name="reader", daemon=True).start()
         threading.Thread(target=self._write, name="writer", daemon=True).start()
         threading.Thread(target=self._beat, name="heartbeat", daemon=True).start()
@@ -122,7 +124,7 @@ class Connection:
 
     def _beat(self) -> None:
         while True:
-            self.send(frames.Heartbeat(self.step))
+            self.send(frames.Heartbeat(self.step, self.layers_computed()))
             time.sleep(HEARTBEAT_S)
 
 
@@ -142,6 +144,7 @@ def run(fd: int, load: Load) -> int:
             traceback.print_exc()
         connection.send(frames.Failed(message=str(error), kind=type(error).__name__))
         return 1
+    connection.layers_computed = engine.layers_computed
     connection.send(frames.Ready(engine.info))
     # What loading made stays; looking through it again and again would take a tenth of a second.
     gc.collect()

@@ -109,8 +109,9 @@ class EngineOutput(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True
 class EngineInfo(msgspec.Struct, frozen=True, kw_only=True):
     """What a ready engine is; sent once, when it has generated its first token.
 
-    `weight_bytes` are in memory, 0 if unknown; requantising while loading saved
-    `weight_bytes_saved`. With `checks_structured_output` the engine refuses a wrong schema or
+    `precision` says in a few words what else than `dtype` rounds: kernels, activations, KV cache,
+    what was requantised. `weight_bytes` are in memory, 0 if unknown; requantising while loading
+    saved `weight_bytes_saved`. With `checks_structured_output` the engine refuses a wrong schema or
     pattern itself, by rules of its own.
     """
 
@@ -126,6 +127,7 @@ class EngineInfo(msgspec.Struct, frozen=True, kw_only=True):
     kv_block_size: int
     enable_prefix_caching: bool
     load_time_s: float
+    precision: str = ""
     weight_bytes: int = 0
     weight_bytes_saved: int = 0
     checks_structured_output: bool = False

@@ -89,11 +89,16 @@ def forced_call_refusal() -> RequestError:
     )
 
 
+def most_bytes(output: StructuredOutput) -> int:
+    """Of its text; tools bring a schema each."""
+    return MAX_TOOLS_BYTES if output.kind == "tool_calls" else MAX_TEXT_BYTES
+
+
 def llguidance_grammar(output: StructuredOutput) -> str:
     """Raises ValueError with a sentence."""
     llguidance = load_llguidance()
     size = len(output.text.encode())
-    most = MAX_TOOLS_BYTES if output.kind == "tool_calls" else MAX_TEXT_BYTES
+    most = most_bytes(output)
     if size > most:
         raise ValueError(f"it has {size} bytes; at most {most} are allowed")
     match output.kind:

@@ -40,9 +40,9 @@ class SupervisedEngine:
     A failure of the first start is final, `wait_ready` raises its cause. After that a process that
     dies is started again, after `backoff_s`, doubled with each death; `max_deaths` in a row
     without becoming ready are the end. `alive` turns false when no frame has come from the
-    process, or no step was finished although a request waits, for `liveness_timeout_s`. The
-    process beats every second, whatever it computes: one that is silent for `hang_timeout_s` is
-    killed, which counts as a death.
+    process, or no layer was computed although a request waits, for `liveness_timeout_s`; a step
+    may take longer than that. The process beats every second, whatever it computes: one that is
+    silent for `hang_timeout_s` is killed, which counts as a death.
     """
 
     def __init__(
@@ -68,8 +68,8 @@ class SupervisedEngine:
         self._progress: float | None = None
         self._info: EngineInfo | None = None
         self._stats = EngineStats()
-        self._last_step = 0
-        self._last_step_at_s = 0.0
+        self._computed = (0, 0)  # steps, layers
+        self._computed_at_s = 0.0
         self._failure: M2Error = EngineDeadError("The engine has not been started.")
         self._changed = asyncio.Event()
         self._child: EngineChild | None = None
@@ -114,7 +114,7 @@ class SupervisedEngine:
         if self._state != "ready" or child is None:
             raise EngineDeadError(f"The engine is not ready: {self._detail}")
         if not self._queues:
-            self._last_step_at_s = time.monotonic()
+            self._computed_at_s = time.monotonic()
         queue = self._queues[request.request_id] = asyncio.Queue()
         finished = False
         try:
@@ -204,11 +204,11 @@ class SupervisedEngine:
                 self._info = info
                 self._progress = None
                 self._set_state("ready", "")
-            case frames.Heartbeat(step=step):
-                self._take_step(step)
+            case frames.Heartbeat(step=step, layers=layers):
+                self._take_computed(step, layers)
             case frames.Outputs(outputs=outputs, stats=stats):
                 self._stats = stats
-                self._take_step(stats.step)
+                self._take_computed(stats.step, self._computed[1])
                 for output in outputs:
                     # Unknown: its iterator was closed and the abort is still under way.
                     if (queue := self._queues.get(output.request_id)) is not None:
@@ -225,10 +225,10 @@ class SupervisedEngine:
         except frames.FrameError as error:
             raise RequestError(f"The request is too large for the engine: {error}") from error
 
-    def _take_step(self, step: int) -> None:
-        if step != self._last_step:
-            self._last_step = step
-            self._last_step_at_s = time.monotonic()
+    def _take_computed(self, steps: int, layers: int) -> None:
+        if (steps, layers) != self._computed:
+            self._computed = steps, layers
+            self._computed_at_s = time.monotonic()
 
     def _is_alive(self) -> bool:
         if self._state in ("dead", "closed"):
@@ -236,7 +236,7 @@ class SupervisedEngine:
         since = time.monotonic() - self._liveness_timeout_s
         if self._child is not None and self._child.last_frame_at_s < since:
             return False
-        return not self._queues or self._last_step_at_s >= since
+        return not self._queues or self._computed_at_s >= since
 
     def _fail_requests(self, failure: M2Error) -> None:
         for queue in self._queues.values():

@@ -13,6 +13,7 @@ from reprlib import repr as short_repr
 from typing import Any, NoReturn, Protocol
 
 from m2serve.engine.request import EngineRequest, SamplingParams, StructuredOutput
+from m2serve.engine.structured_output import most_bytes
 from m2serve.errors import RequestError
 
 MAX_LOGPROBS = 20
@@ -22,7 +23,6 @@ MAX_BAD_WORDS = 256
 MAX_BAD_WORD_TOKENS = 32
 MAX_CACHE_SALT_BYTES = 64
 MAX_REQUEST_ID_CHARS = 256
-MAX_STRUCTURED_OUTPUT_CHARS = 64 * 1024
 MAX_STRUCTURED_OUTPUT_IDS = 16
 
 # (field, what is allowed, the same in words). No comparison holds for NaN, so NaN is refused too.
@@ -153,9 +153,9 @@ def _check_structured_output(
 
     What would go on behind the end of the form leaves no token to choose there.
     """
-    if len(output.text) > MAX_STRUCTURED_OUTPUT_CHARS:
-        wanted = f"a text of at most {MAX_STRUCTURED_OUTPUT_CHARS} characters"
-        _refuse("structured_output", output.text, wanted)
+    most = most_bytes(output)
+    if len(output.text) > most:
+        _refuse("structured_output", output.text, f"a text of at most {most} bytes")
     fields = ("after_token_ids", "prefix_token_ids", "free_token_ids", "free_prefix_token_ids")
     for field in fields:
         ids = getattr(output, field)

@@ -25,7 +25,7 @@ from m2serve.kernels.cpu_topology import NumaNode, spread_threads, this_machines
 _FILE_NAME = "libm2cpu.so"
 _ISAS = ("amx", "avx512", "avx2", "none")
 # kAbi of cpu/api_matmul.cpp: one more whenever a function, or what lies in memory, changes meaning.
-ABI = 3
+ABI = 4
 
 
 @dataclass(frozen=True)

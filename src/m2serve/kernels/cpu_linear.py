@@ -24,13 +24,14 @@ from m2serve.kernels.cpu_weights import cpu_weight
 CpuActivation = Literal["auto", "float", "bf16", "int8"]
 
 _FLOAT, BF16_ACTIVATION, INT8_ACTIVATION = range(3)  # m2_activation of cpu/types.h
+ACTIVATION_NAMES = ("float", "bf16", "int8")
 
 
 def activation_code(activation: CpuActivation, dtype: torch.dtype) -> int:
     """m2_activation of cpu/types.h, for a model of `dtype`."""
     if activation == "auto":
         return BF16_ACTIVATION if dtype == torch.bfloat16 else _FLOAT
-    return {"float": _FLOAT, "bf16": BF16_ACTIVATION, "int8": INT8_ACTIVATION}[activation]
+    return ACTIVATION_NAMES.index(activation)
 
 
 class CpuMatmul:

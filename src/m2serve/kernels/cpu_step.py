@@ -57,6 +57,7 @@ class CpuStep:
             _place_weights(library, model)
         functions = library.functions
         functions.m2_step_new.restype = ctypes.c_void_p
+        functions.m2_layers_computed.restype = ctypes.c_int64
         handle = functions.m2_step_new()
         if not handle:
             raise MemoryError("no memory for the native step")
@@ -66,6 +67,11 @@ class CpuStep:
     def __del__(self) -> None:
         if hasattr(self, "handle"):
             self.library.functions.m2_step_free(self.handle)
+
+    def layers_computed(self) -> int:
+        """So far, of all forward passes; for any thread, while a step runs, too."""
+        count: int = self.library.functions.m2_layers_computed(self.handle)
+        return count
 
     def forward(self, batch: CpuBatch, cache: CpuKVCache) -> torch.Tensor:
         """Normed hidden states float32 [R, H] of the batch's logits rows."""

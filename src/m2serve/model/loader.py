@@ -1,7 +1,7 @@
 """Checkpoint -> MiniMaxM2. The layout has bound every tensor by name; here they are read.
 
-Quantised linears stay in their storage format, bit for bit. Dense ones, norms and the embedding
-take the compute dtype; the router stays float32.
+Quantised linears stay in their storage format, bit for bit. Norms take the compute dtype, and so do
+dense linears and the embedding unless `linear_dtype` says otherwise; the router stays float32.
 """
 
 from __future__ import annotations
@@ -32,6 +32,7 @@ from m2serve.kernels.dispatch import linear_dtype
 from m2serve.model.layers import AttentionWeights, LayerWeights, ModelWeights, MoeWeights
 from m2serve.model.minimax_m2 import MiniMaxM2
 from m2serve.model.native import make_model
+from m2serve.model.room import check_room, held_bytes
 
 
 def load_model(
@@ -43,8 +44,11 @@ def load_model(
     attention_format: WeightFormat = "",
     head_format: WeightFormat = "",
     cpu_activation: CpuActivation = "auto",
+    free_bytes: int | None = None,
 ) -> MiniMaxM2:
     """Read all weights; `progress` gets the fraction of bytes read.
+
+    Raises ResourceError before that when they take more than `free_bytes` of memory.
 
     Attention and head are requantised to these formats while they are read; "bf16" is BF16 in
     memory whatever `dtype` is. Raises CheckpointError, and UsageError before anything is read when
@@ -59,6 +63,8 @@ def load_model(
     attention = [layout.linears[name] for name in formats if name != LM_HEAD]
     check_requantizable("--attention-format", attention_format, attention)
     check_requantizable("--head-format", head_format, [layout.linears[LM_HEAD]])
+    if free_bytes is not None:
+        check_room(held_bytes(checkpoint, layout, formats, device, dtype), free_bytes, device)
     reader = _Reader(checkpoint, layout, formats, device, dtype, progress)
     layers = tuple(_layer(reader, index) for index in range(num_layers))
     held = linear_dtype(device, torch.bfloat16, dtype)

@@ -20,7 +20,7 @@ from m2serve.spec.shape import ModelShape
 
 
 class MiniMaxM2:
-    """Weights and the kernels that compute with them; holds no state between calls."""
+    """Weights and the kernels that compute with them; holds no state but a count between calls."""
 
     def __init__(self, shape: ModelShape, weights: ModelWeights, kernels: Kernels) -> None:
         if weights.is_interleaved:
@@ -28,6 +28,15 @@ class MiniMaxM2:
         self.shape = shape
         self.weights = weights
         self.kernels = kernels
+        self._layers_computed = 0
+
+    def precision(self) -> str:
+        """Who computes and how activations are rounded, in two words."""
+        return "torch"
+
+    def layers_computed(self) -> int:
+        """So far, of all forward passes; any thread may look how far a step is."""
+        return self._layers_computed
 
     def forward(self, batch: ForwardBatch, kv_cache: KVCache) -> torch.Tensor:
         """Run the batch's tokens through all layers and write their keys and values.
@@ -41,6 +50,7 @@ class MiniMaxM2:
         for index, layer in enumerate(self.weights.layers):
             cache = (kv_cache.keys[index], kv_cache.values[index])
             x_TH = self._layer(x_TH, layer, rotary, cache, batch)
+            self._layers_computed += 1
         return self._norm(x_TH[batch.logits_rows], self.weights.norm)
 
     def compute_logits(self, x_RH: torch.Tensor) -> torch.Tensor:

@@ -16,6 +16,7 @@ from m2serve.kernels.cpu_attention import address, cpu_kv_cache, rotary_frequenc
 from m2serve.kernels.cpu_decoder import CpuDecoder
 from m2serve.kernels.cpu_library import CpuLibrary, describe_cpu_kernels, load_cpu_library
 from m2serve.kernels.cpu_linear import (
+    ACTIVATION_NAMES,
     BF16_ACTIVATION,
     INT8_ACTIVATION,
     CpuActivation,
@@ -113,6 +114,12 @@ class NativeMiniMaxM2(MiniMaxM2):
         """float32 logits [R, V]."""
         return self.step.logits(x_RH.contiguous())
 
+    def precision(self) -> str:
+        return self._packed.precision()
+
+    def layers_computed(self) -> int:
+        return self.step.layers_computed()
+
     def make_decoder(self, kv_cache: KVCache, used_vocab_size: int) -> CpuDecoder:
         """Decode steps that run while Python goes on; only ids below `used_vocab_size`.
 
@@ -186,6 +193,9 @@ class _Packed:
             w13=weight("block_sparse_moe.experts w1, w3", moe.w13),
             w2=weight("block_sparse_moe.experts w2", moe.w2),
         )
+
+    def precision(self) -> str:
+        return f"{self._library.isa}, activations {ACTIVATION_NAMES[self.model.activation]}"
 
     def describe_activations(self) -> str:
         """To what they are rounded, in words; after the weights were put in order."""

@@ -30,7 +30,8 @@ class ServerState:
     def fingerprint(self) -> str:
         """Answers of equal fingerprints come from equal software in equal precision."""
         info = self.engine.info
-        return f"m2serve-{__version__}-{info.device}-{info.dtype}".replace(" ", "-")
+        words = f"m2serve-{__version__} {info.device} {info.dtype} {info.precision}".split()
+        return "-".join(words).replace(",", "")
 
     def check_model(self, model: str | None) -> None:
         """Raise RequestError with status 404 for a name we do not serve; none is ours."""

@@ -5,7 +5,8 @@
 Request by request it counts up from the last prompt token, one token a step. `model_path` of the
 config is the folder in which it notes its starts, and its name says what goes wrong:
 "fails" and "crashes" at the first start, "fails-later" and "crashes-later" at each start after it,
-"never-steps" once a request is there.
+"never-steps" and "slow-step" once a request is there; in the latter a layer is computed every
+heartbeat, as in a step of minutes.
 """
 
 from __future__ import annotations
@@ -29,6 +30,8 @@ REFUSED_TOKEN = 999_998
 class CountingEngine:
     def __init__(self, config: EngineConfig, num_starts: int) -> None:
         self._hangs = "never-steps" in config.model_path
+        self._is_slow = "slow-step" in config.model_path
+        self._layers = 0
         self._requests: dict[str, EngineRequest] = {}
         self._num_made: dict[str, int] = {}
         self._step = 0
@@ -60,11 +63,15 @@ class CountingEngine:
     def has_work(self) -> bool:
         return bool(self._requests)
 
+    def layers_computed(self) -> int:
+        self._layers += self._is_slow
+        return self._layers
+
     def stats(self) -> EngineStats:
         return EngineStats(step=self._step, num_running_reqs=len(self._requests))
 
     def step(self) -> list[EngineOutput]:
-        if self._hangs:
+        if self._hangs or self._is_slow:
             time.sleep(1000)
         time.sleep(0.001)
         self._step += 1

@@ -35,7 +35,7 @@ FROM_ENGINE = [
         EngineStats(step=3, kv_cache_usage=0.5),
     ),
     frames.Failed("no room", "ResourceError"),
-    frames.Heartbeat(12),
+    frames.Heartbeat(12, 7),
 ]
 
 

@@ -208,6 +208,17 @@ def test_an_engine_that_makes_no_step_is_not_alive_while_a_request_waits(tmp_pat
     run(test)
 
 
+def test_a_step_of_minutes_is_alive_as_long_as_its_layers_are_computed(tmp_path: Path) -> None:
+    async def test() -> None:
+        async with ready(tmp_path / "slow-step", liveness_timeout_s=2.5) as engine:
+            task = asyncio.create_task(answer(engine, request("a", 1)))
+            await asyncio.sleep(4)
+            assert engine.health().ready
+            task.cancel()
+
+    run(test)
+
+
 def test_a_first_start_that_fails_is_not_tried_again(
     tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:

@@ -2,10 +2,12 @@
 
 import math
 from dataclasses import dataclass
+from typing import Any
 
 import pytest
 
-from m2serve.engine.request import EngineRequest, SamplingParams
+from m2serve.engine.request import EngineRequest, SamplingParams, StructuredOutput
+from m2serve.engine.structured_output import MAX_TOOLS_BYTES
 from m2serve.engine.validation import (
     MAX_BAD_WORD_TOKENS,
     MAX_BAD_WORDS,
@@ -23,6 +25,10 @@ class _Limits:
     max_model_len: int = 64
     num_kv_blocks: int = 16
     kv_block_size: int = 4
+
+
+def _form(kind: Any, size: int) -> StructuredOutput:
+    return StructuredOutput(kind=kind, text="x" * size)
 
 
 def _check(
@@ -67,6 +73,7 @@ def _check(
         {"prompt": [0] * 63},
         {"cache_salt": b"x" * 64},
         {"limits": _Limits(used_vocab_size=0), "allowed_token_ids": (1999,)},
+        {"structured_output": _form("tool_calls", MAX_TOOLS_BYTES), "eos_token_ids": (7,)},
     ],
 )
 def test_a_good_request_passes(sampling) -> None:
@@ -103,6 +110,8 @@ def test_a_good_request_passes(sampling) -> None:
         ("frequency_penalty", {"frequency_penalty": -2.1}, "-2.1"),
         ("seed", {"seed": 2**63}, str(2**63)),
         ("logprobs", {"logprobs": 21}, "21"),
+        ("structured_output", {"structured_output": _form("grammar", 2**16 + 1)}, "65536 bytes"),
+        ("structured_output", {"structured_output": _form("tool_calls", 2**19 + 1)}, "524288"),
         ("logprobs", {"logprobs": -1}, "-1"),
         ("prompt_logprobs", {"prompt_logprobs": 21, "prompt": [1]}, "21"),
         ("eos_token_ids", {"eos_token_ids": (2000,)}, "2000"),

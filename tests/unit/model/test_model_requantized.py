@@ -13,7 +13,7 @@ from m2serve.checkpoint.reader import Checkpoint
 from m2serve.checkpoint.weights import DenseWeight, Fp8BlockWeight, Int8Weight
 from m2serve.engine.engine import Engine
 from m2serve.engine.request import SamplingParams
-from m2serve.errors import CheckpointError, UsageError
+from m2serve.errors import CheckpointError, ResourceError, UsageError
 from m2serve.kernels.dequantize import dequantize
 from m2serve.model.loader import load_model
 from m2serve.model.minimax_m2 import MiniMaxM2
@@ -95,6 +95,20 @@ def test_the_bytes_saved_are_those_that_are_gone(
         dense = weight_bytes(before.shape, attention="bf16", experts="nvfp4")
         small = weight_bytes(before.shape, attention=format, experts="nvfp4", head=format)
         assert after.weights.bytes_saved == dense.total - small.total
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32], ids=str)
+@pytest.mark.parametrize("name", ["fp8", "bf16", "nvfp4", "int8"])
+def test_weights_that_do_not_fit_are_refused_by_their_exact_size(
+    folders: dict[str, Path], name: str, dtype: torch.dtype
+) -> None:
+    formats = {"head_format": "fp8"} if name in ("bf16", "nvfp4") else {}
+    size = load(folders[name], dtype, **formats).weights.nbytes
+    fractions: list[float] = []
+    with pytest.raises(ResourceError, match="the weights take .* are free on cpu"):
+        load(folders[name], dtype, progress=fractions.append, free_bytes=size - 1, **formats)
+    assert fractions == []
+    load(folders[name], dtype, free_bytes=size, **formats)
 
 
 def test_a_format_that_is_no_source_is_refused_before_reading(folders: dict[str, Path]) -> None:

@@ -14,7 +14,7 @@
 namespace {
 
 // ABI of cpu_library.py.
-constexpr int64_t kAbi = 3;
+constexpr int64_t kAbi = 4;
 
 }  // namespace
 

@@ -18,6 +18,11 @@ extern "C" {
 void* m2_step_new() { return new (std::nothrow) m2::Step; }
 void m2_step_free(void* step) { delete static_cast<m2::Step*>(step); }
 
+// While a step runs, too.
+int64_t m2_layers_computed(const void* step) {
+    return static_cast<const m2::Step*>(step)->layers_computed.load(std::memory_order_relaxed);
+}
+
 // Puts the rows of all matrices of the model in the order of int8 activations, in place, those that
 // can be and are not yet (interleave.h).
 int m2_interleave_weights(m2_model* model) {

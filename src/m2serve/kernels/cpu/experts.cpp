@@ -93,7 +93,11 @@ void gate_and_up(const Pass& pass, int64_t hit, int64_t n0, int64_t n1) {
     auto* up = static_cast<float*>(scratch.rows.get(count * size * 4));
     float* gate = pass.between + first * width + n0;
     const int64_t expert = pass.routing.hit[hit];
-    const Matrix w1 = matrix_of(pass.w13, 2 * expert), w3 = matrix_of(pass.w13, 2 * expert + 1);
+    Matrix w1 = matrix_of(pass.w13, 2 * expert), w3 = matrix_of(pass.w13, 2 * expert + 1);
+    w1.next_codes = w3.codes;
+    if (size == width && hit + 1 < pass.num_hit()) {
+        w3.next_codes = matrix_of(pass.w13, 2 * pass.routing.hit[hit + 1]).codes;
+    }
     run.matmul(w1, n0, n1, pass.x, tokens, count, gate, width, kernel);
     run.matmul(w3, n0, n1, pass.x, tokens, count, up, size, kernel);
     for (int64_t m = 0; m < count; ++m) run.silu_mul(gate + m * width, up + m * size, size);
@@ -113,7 +117,11 @@ void down(const Pass& pass, int64_t num_tokens, int64_t n0, int64_t n1) {
     }
     for (int64_t hit = 0; hit < pass.num_hit(); ++hit) {
         const int64_t first = pass.routing.starts[hit], end = pass.routing.starts[hit + 1];
-        run.matmul(matrix_of(pass.w2, pass.routing.hit[hit]), n0, n1, pass.hidden,
+        Matrix w2 = matrix_of(pass.w2, pass.routing.hit[hit]);
+        if (hit + 1 < pass.num_hit()) {
+            w2.next_codes = matrix_of(pass.w2, pass.routing.hit[hit + 1]).codes;
+        }
+        run.matmul(w2, n0, n1, pass.hidden,
                    pass.routing.pairs.data() + first, end - first, part, size, kernel);
         for (int64_t pair = first; pair < end; ++pair) {
             const float weight = pass.routing.weights[pair];

@@ -55,13 +55,16 @@ inline F lane_floats(int32_t type, const void* from) {
     return type == M2_F16 ? f16_floats(halves) : bf16_floats(halves);
 }
 
-// A format says what its codes and scales are worth. kZero and kInt8Zero are the code of zero, as
+// A format says what its codes and scales are worth. kIsBf16: code times scale has no more than eight
+// significant bits, so that it is exact in bfloat16. kZero and kInt8Zero are the code of zero, as
 // `codes` and as `unsigned_codes` have it; -1: every group has its own.
 struct Nvfp4 {
     static constexpr int kGroup = 16;
     static constexpr int kScaleBytes = 1;
     static constexpr int kMostCode = 24;  // unsigned
-    static constexpr float kZero = 0, kInt8Zero = 12;
+    static constexpr bool kIsBf16 = true;
+    static constexpr float kZero = 0;
+    static constexpr int kInt8Zero = 12;
     static F lane_scales(const uint8_t* from) { return e4m3_floats(from); }
     static F scales(const Row& row, int64_t first, int count) {
         uint8_t buffer[kLanes];
@@ -87,9 +90,10 @@ template <int kind, bool asymmetric>
 struct Int4 {
     static constexpr int kGroup = 32;
     static constexpr int kMostCode = 15;
+    static constexpr bool kIsBf16 = false;
     static constexpr int kScaleBytes = kind == M2_F32 ? 4 : 2;
     static constexpr float kZero = asymmetric ? -1 : 0;
-    static constexpr float kInt8Zero = asymmetric ? -1 : 8;
+    static constexpr int kInt8Zero = asymmetric ? -1 : 8;
     static F lane_scales(const uint8_t* from) { return lane_floats(kind, from); }
     static F scales(const Row& row, int64_t first, int count) {
         alignas(64) uint8_t buffer[kLanes * 4];
@@ -108,10 +112,12 @@ struct Int4 {
     static I unsigned_codes(I nibbles) { return nibbles; }
 };
 
+// of types.h; `offset` is what `sum` holds where all codes of zero are the same.
 struct Int8Activations {
     const int8_t* values;
     const float* scale;
     const float* sum;
+    const int32_t* offset() const { return reinterpret_cast<const int32_t*>(sum); }
 };
 struct FloatActivations {
     const float* values;

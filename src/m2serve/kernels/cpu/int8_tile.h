@@ -19,7 +19,7 @@ constexpr int kTileSlabs = 2;
 struct Int8Tile {
     alignas(64) int32_t codes[kTileSteps][kTileSlabs][kLanes];
     alignas(64) float scale[kMostGroups][kTileSlabs][kLanes];
-    alignas(64) float zero[kMostGroups][kTileSlabs][kLanes];  // scale times zero point
+    alignas(64) float zero[kMostGroups][kTileSlabs][kLanes];  // scale times zero point, if any
 };
 
 // Groups g0..g1 of the slab become slab `s` of the tile.
@@ -37,7 +37,9 @@ inline void expand_slab(const Slab& slab, int64_t g0, int64_t g1, Int8Tile& tile
         });
         const F scale = Slabs::scale(slab, group);
         store(tile.scale[group - g0][s], scale);
-        store(tile.zero[group - g0][s], Slabs::zeros(slab, group, scale));
+        if constexpr (!Slabs::kHasOffset) {
+            store(tile.zero[group - g0][s], Slabs::zeros(slab, group, scale));
+        }
     }
 }
 
@@ -56,7 +58,9 @@ inline void int8_tile_block(const Int8Tile& tile, int64_t g0, int64_t groups,
         I whole[kSums];
         each<kSteps / kAtOnce>([&](auto part) {
             I dots[kSums];
-            each<kSums>([&](auto i) { dots[i] = no_integers(); });
+            each<kSums>([&](auto i) {
+                dots[i] = Slabs::template first_quads<part>(x[i / kTileSlabs], g0 + g);
+            });
             each<kAtOnce>([&](auto i) {
                 constexpr int step = part * kAtOnce + i;
                 const I first = load_bytes(codes + step * kTileSlabs);
@@ -69,13 +73,16 @@ inline void int8_tile_block(const Int8Tile& tile, int64_t g0, int64_t groups,
             });
             each<kSums>([&](auto i) {
                 const I done = finish_quads(dots[i]);
-                whole[i] = part == 0 ? done : add_integers(whole[i], done);
+                whole[i] = add_integers(
+                    part == 0 ? Slabs::first_sum(x[i / kTileSlabs], g0 + g) : whole[i], done);
             });
         });
         each<kSums>([&](auto i) {
             constexpr int t = i / kTileSlabs, s = i % kTileSlabs;
             const F both = mul(load(tile.scale[g][s]), splat(x[t].scale[g0 + g]));
-            sums[i] = fnma(load(tile.zero[g][s]), splat(x[t].sum[g0 + g]), sums[i]);
+            if constexpr (!Slabs::kHasOffset) {
+                sums[i] = fnma(load(tile.zero[g][s]), splat(x[t].sum[g0 + g]), sums[i]);
+            }
             sums[i] = fma(integers_to_floats(whole[i]), both, sums[i]);
         });
     }

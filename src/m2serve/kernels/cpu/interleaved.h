@@ -47,9 +47,10 @@ struct NibbleSlab {
         const int64_t at = group >> slab.log2_groups_per_scale;
         return Format::lane_scales(slab.scale + at * kLanes * Format::kScaleBytes);
     }
-    // What a sum of codes has too much, times the scale.
+    // Whether one number takes away from a sum of codes what it has too much.
+    static constexpr bool kHasOffset = Format::kInt8Zero >= 0;
+    // What a sum of codes has too much, times the scale, where every group has its own.
     static F zeros(const Slab& slab, int64_t group, F scale) {
-        if constexpr (Format::kInt8Zero >= 0) return mul(scale, splat(Format::kInt8Zero));
         const int64_t at = group >> slab.log2_groups_per_scale;
         return mul(scale, bytes_to_floats(slab.zero_point + at * kLanes));
     }
@@ -62,10 +63,10 @@ struct NibbleSlab {
         I whole[T];
         each<kVectors / kAtOnce>([&](auto part) {
             I dots[T];
-            each<T>([&](auto t) { dots[t] = no_integers(); });
+            each<T>([&](auto t) { dots[t] = first_quads<part>(x[t], group); });
             each<kAtOnce>([&](auto i) {
                 constexpr int v = part * kAtOnce + i;
-                if (T <= 2) __builtin_prefetch(from + v * kBytes + 2048);
+                __builtin_prefetch(from + v * kBytes + 2048);
                 const I packed = load_bytes(from + v * kBytes);
                 const I even = Format::unsigned_codes(low_nibbles(packed));
                 const I odd = Format::unsigned_codes(high_nibbles(packed));
@@ -76,16 +77,32 @@ struct NibbleSlab {
             });
             each<T>([&](auto t) {
                 const I done = finish_quads(dots[t]);
-                whole[t] = part == 0 ? done : add_integers(whole[t], done);
+                whole[t] = add_integers(part == 0 ? first_sum(x[t], group) : whole[t], done);
             });
         });
-        const F one = scale(slab, group), zero = zeros(slab, group, one);
+        const F one = scale(slab, group);
+        if constexpr (!kHasOffset) {
+            const F zero = zeros(slab, group, one);
+            each<T>([&](auto t) {
+                F& last = sums[t * kChains + kChains - 1];
+                last = fnma(zero, splat(x[t].sum[group]), last);
+            });
+        }
         each<T>([&](auto t) {
             F& first = sums[t * kChains];
-            F& last = sums[t * kChains + kChains - 1];
-            last = fnma(zero, splat(x[t].sum[group]), last);
             first = fma(integers_to_floats(whole[t]), mul(one, splat(x[t].scale[group])), first);
         });
+    }
+    // Sums begin with what the codes have too much: in the first products where those have room for
+    // it, else in what those are added to.
+    template <int part>
+    static I first_quads(const Int8Activations& x, int64_t group) {
+        constexpr bool here = kHasOffset && kQuadsAreWide && part == 0;
+        return here ? splat_bits(x.offset()[group]) : no_integers();
+    }
+    static I first_sum(const Int8Activations& x, int64_t group) {
+        constexpr bool here = kHasOffset && !kQuadsAreWide;
+        return here ? splat_bits(x.offset()[group]) : no_integers();
     }
     static F factor(const Task& task, int64_t n) { return splat(factor_of_row(task, n)); }
 };
@@ -97,7 +114,7 @@ struct ByteSlab {
 
     template <int T>
     static void step(const uint8_t* from, const int8_t* const* q, int64_t column, I* dots) {
-        if (T <= 2) __builtin_prefetch(from + 2048);
+        __builtin_prefetch(from + 2048);
         const I w = load_bytes(from);
         each<T>([&](auto t) { dots[t] = add_int8(dots[t], w, quad(q[t] + column)); });
     }
@@ -109,7 +126,7 @@ struct ByteSlab {
         I dots[T];
         each<T>([&](auto t) {
             q[t] = x[t].values + group * kGroup;
-            dots[t] = no_integers();
+            dots[t] = kInt8Zero == 0 ? no_integers() : splat_bits(x[t].offset()[group]);
         });
         const int64_t left = columns - group * kGroup;
         const int64_t end = left < kGroup ? left : kGroup;
@@ -117,7 +134,6 @@ struct ByteSlab {
         each<T>([&](auto t) {
             F& first = sums[t * kChains];
             first = fma(integers_to_floats(dots[t]), splat(x[t].scale[group]), first);
-            if (kInt8Zero != 0) first = fnma(splat(kInt8Zero), splat(x[t].sum[group]), first);
         });
     }
     static F factor(const Task& task, int64_t n) {
@@ -152,12 +168,13 @@ void slabs(const Task& task) {
         const Slab slab = slab_of(task.w, n, Slabs::kGroup);
         const F factor = Slabs::factor(task, n);
         int64_t m = 0;
-        for (; m + 4 <= task.num_tokens; m += 4) slab_tokens<Slabs, 4>(task, slab, n, m, factor);
-        switch (task.num_tokens - m) {
-            case 3: slab_tokens<Slabs, 3>(task, slab, n, m, factor); break;
-            case 2: slab_tokens<Slabs, 2>(task, slab, n, m, factor); break;
-            case 1: slab_tokens<Slabs, 1>(task, slab, n, m, factor); break;
+        for (; m + kSlabTokens <= task.num_tokens; m += kSlabTokens) {
+            slab_tokens<Slabs, kSlabTokens>(task, slab, n, m, factor);
         }
+        each<kSlabTokens - 1>([&](auto less) {
+            constexpr int left = less + 1;
+            if (task.num_tokens - m == left) slab_tokens<Slabs, left>(task, slab, n, m, factor);
+        });
     }
 }
 

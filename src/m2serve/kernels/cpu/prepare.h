@@ -71,9 +71,20 @@ void sum_groups(const Activations& x, const float* from, float* sum) {
     }
 }
 
+// The code of zero of a format in which every group has its own.
+constexpr int kNoOffset = -1;
+
+// The code of zero as the products of `w` have it.
+inline int int8_zero(const Matrix& w) {
+    if (w.format == M2_INT8) return kInt8Zero;
+    if (w.format != M2_INT4) return Nvfp4::kInt8Zero;
+    return w.zero_point ? kNoOffset : Int4<M2_BF16, false>::kInt8Zero;
+}
+
 // One group: value = scale * q with |q| <= 127. A NaN makes the scale NaN.
 template <int group>
-inline void quantise_group(const float* from, int8_t* to, float* scale, float* sum_of_values) {
+inline void quantise_group(const float* from, int zero_code, int8_t* to, float* scale,
+                           float* sum_of_values) {
     F most = zero();
     for (int i = 0; i < group; i += kLanes) most = max_abs(most, load(from + i));
     const float largest_value = largest(most);
@@ -87,7 +98,13 @@ inline void quantise_group(const float* from, int8_t* to, float* scale, float* s
     }
     const float sum_of_codes = sum(total);
     *scale = largest_value / 127.0f + 0.0f * sum_of_codes;
-    *sum_of_values = sum_of_codes * *scale;
+    if (zero_code == kNoOffset) {
+        *sum_of_values = sum_of_codes * *scale;
+    } else {
+        const float codes = std::isfinite(sum_of_codes) ? sum_of_codes : 0.0f;
+        const int32_t offset = -zero_code * static_cast<int32_t>(codes);
+        std::memcpy(sum_of_values, &offset, 4);
+    }
 }
 
 // Of every eight columns the even ones first.
@@ -100,7 +117,7 @@ inline void evens_first(int8_t* codes, int64_t size) {
 }
 
 template <int group>
-void quantise_row(const Activations& x, const float* from, int8_t* to, float* scale,
+void quantise_row(const Activations& x, const float* from, int zero_code, int8_t* to, float* scale,
                   float* sum_of_values) {
     for (int64_t k = 0, g = 0; k < x.padded; k += group, ++g) {
         float padded[group];
@@ -111,7 +128,7 @@ void quantise_row(const Activations& x, const float* from, int8_t* to, float* sc
             std::memcpy(padded, values, static_cast<size_t>(left) * 4);
             values = padded;
         }
-        quantise_group<group>(values, to + k, scale + g, sum_of_values + g);
+        quantise_group<group>(values, zero_code, to + k, scale + g, sum_of_values + g);
     }
 }
 
@@ -121,7 +138,7 @@ void prepare_row(const Matrix& w, const Activations& x, int64_t row, const float
     if (x.kind == ActivationKind::kInt8) {
         const auto quantise = x.group == 16 ? quantise_row<16> : quantise_row<32>;
         int8_t* codes = static_cast<int8_t*>(x.values) + at;
-        quantise(x, from, codes, x.scale + row * groups, x.sum + row * groups);
+        quantise(x, from, int8_zero(w), codes, x.scale + row * groups, x.sum + row * groups);
         if (w.format != M2_INT8) evens_first(codes, x.padded);
         return;
     }

@@ -46,7 +46,7 @@ void choose(float* scores, const float* bias, int64_t num_experts, int64_t top_k
     for (int64_t j = 0; j < top_k; ++j) weights[j] /= total;
 }
 
-constexpr int64_t kTokensAtOnce = 16;
+constexpr int64_t kTokensAtOnce = 4;
 
 }  // namespace
 

@@ -17,7 +17,7 @@ using I = __m256i;  // bytes, or int32 lanes
 constexpr int kLanes = 8;
 constexpr int kBytes = 32;
 // Signed bytes times signed bytes needs no offset here: the sign moves to the other operand.
-constexpr float kInt8Zero = 0.0f;
+constexpr int kInt8Zero = 0;
 constexpr bool kHasBf16Dot = false;
 // Rows of weights and of activations that one step of the tiled product keeps in registers.
 constexpr int kTileRows = 4;
@@ -148,6 +148,8 @@ inline I add_int8(I sum, I w, I x) {
 // Per lane the four products of unsigned and signed bytes, added to `sum`: two and two in 16 bits,
 // until they are finished.
 constexpr bool kQuadsAreWide = false;
+// Rows of int8 activations that meet a slab at once: their sums are in registers.
+constexpr int kSlabTokens = 4;
 inline I add_quads(I sum, I u, I x) {
     return _mm256_add_epi16(sum, _mm256_maddubs_epi16(u, x));
 }

@@ -18,7 +18,7 @@ using I = __m512i;
 constexpr int kLanes = 16;
 constexpr int kBytes = 64;
 // vpdpbusd wants unsigned bytes: w ^ 0x80 is w + 128.
-constexpr float kInt8Zero = 128.0f;
+constexpr int kInt8Zero = 128;
 constexpr bool kHasBf16Dot = true;
 constexpr int kTileRows = 4;
 constexpr int kTileTokens = 6;
@@ -156,6 +156,7 @@ inline I add_int8(I sum, I w, I x) {
     return _mm512_dpbusd_epi32(sum, shifted, x);
 }
 constexpr bool kQuadsAreWide = true;
+constexpr int kSlabTokens = 8;
 inline I add_quads(I sum, I u, I x) { return _mm512_dpbusd_epi32(sum, u, x); }
 inline I finish_quads(I sum) { return sum; }
 

@@ -13,7 +13,7 @@ namespace m2 {
 namespace {
 
 // Rows of a chunk of the operations that go row by row.
-constexpr int64_t kRowsAtOnce = 8;
+constexpr int64_t kRowsAtOnce = 4;
 
 template <class Run>
 void for_rows(int64_t num_rows, const Run& run) {
@@ -130,6 +130,7 @@ void Step::forward(const m2_model& model, const m2_kv_cache& cache, const m2_bat
         norm(model.layers[index].input_norm, delta, batch.num_tokens, model);
         layer(model, model.layers[index], layer_of(cache, index), batch);
         delta = delta_.data();
+        layers_computed.fetch_add(1, std::memory_order_relaxed);
     }
     const Timer timer(*this, Operation::kRmsNorm);
     for_rows(batch.num_logits_rows, [&](int64_t r) {

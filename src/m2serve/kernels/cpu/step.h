@@ -2,6 +2,7 @@
 #pragma once
 
 #include <array>
+#include <atomic>
 #include <cstddef>
 #include <cstdint>
 #include <vector>
@@ -53,6 +54,8 @@ class Step {
     std::array<double, static_cast<std::size_t>(Operation::kCount)> seconds{};
     int64_t num_forwards = 0;
     int64_t experts_hit = 0;  // distinct experts of a layer and step, summed up
+    // Layers of all forward passes so far; any thread may look.
+    std::atomic<int64_t> layers_computed{0};
 
   private:
     void reserve(const m2_model& model, const m2_batch& batch);

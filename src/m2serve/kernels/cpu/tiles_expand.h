@@ -24,6 +24,12 @@ inline F code_value(I packed, F values) {
     return _mm512_permutexvar_ps(_mm512_srli_epi32(packed, shift), values);
 }
 
+// Two columns, rounded where they have to be.
+template <class Format>
+inline I pairs_of_format(F even, F odd) {
+    return Format::kIsBf16 ? exact_pairs_of(even, odd) : pairs_of(even, odd);
+}
+
 // ---- interleaved: a vector of codes has the same columns of 16 rows
 
 template <class Format>
@@ -48,7 +54,8 @@ struct NibbleTiles {
                         even = _mm512_sub_ps(even, zero_point);
                         odd = _mm512_sub_ps(odd, zero_point);
                     }
-                    to[column / 2 + v * 4 + p] = pairs_of(mul(even, scale), mul(odd, scale));
+                    to[column / 2 + v * 4 + p] =
+                        pairs_of_format<Format>(mul(even, scale), mul(odd, scale));
                 });
             });
         }
@@ -67,8 +74,8 @@ struct ByteTiles {
         const int64_t end = std::min(kRegisterColumns, task.w.columns - k);
         for (int64_t column = 0; column < end; column += 4) {
             const I raw = load_bytes(slab.codes + (k + column) * kLanes);
-            to[column / 2] = pairs_of(signed_byte<0>(raw), signed_byte<1>(raw));
-            to[column / 2 + 1] = pairs_of(signed_byte<2>(raw), signed_byte<3>(raw));
+            to[column / 2] = exact_pairs_of(signed_byte<0>(raw), signed_byte<1>(raw));
+            to[column / 2 + 1] = exact_pairs_of(signed_byte<2>(raw), signed_byte<3>(raw));
         }
         for (int64_t pair = end / 2; pair < kRegisterPairs; ++pair) to[pair] = no_integers();
     }
@@ -104,7 +111,7 @@ struct NibbleRow {
             even = _mm512_sub_ps(even, zeros);
             odd = _mm512_sub_ps(odd, zeros);
         }
-        return pairs_of(mul(even, scale), mul(odd, scale));
+        return pairs_of_format<Format>(mul(even, scale), mul(odd, scale));
     }
 };
 struct Bf16Row {

@@ -15,6 +15,56 @@ constexpr int64_t kPanelColumns = 512;  // both slabs of a panel stay in the fir
 constexpr int64_t kPanelSteps = kPanelColumns / kRegisterColumns;
 constexpr int64_t kSliceTokens = 512;  // whose columns of a panel stay in the second
 
+// Weights that will be expanded next, to be asked for a few lines at a time while the registers
+// multiply: `rows` pieces of `lines` cache lines, `stride` bytes apart.
+class Ahead {
+  public:
+    Ahead(const uint8_t* first, int64_t rows, int64_t bytes, int64_t stride)
+        : at_(first), lines_((bytes + kBytes - 1) / kBytes), left_in_row_(lines_),
+          left_(rows * lines_), skip_(stride - lines_ * kBytes) {}
+
+    int64_t left() const { return left_; }
+    // Into the second cache; the first is full of what is multiplied now.
+    void ask(int64_t count) {
+        for (; count > 0 && left_ > 0; --count, --left_) {
+            __builtin_prefetch(at_, 0, 2);
+            at_ += kBytes;
+            if (--left_in_row_ == 0) {
+                at_ += skip_;
+                left_in_row_ = lines_;
+            }
+        }
+    }
+
+  private:
+    const uint8_t* at_;
+    int64_t lines_, left_in_row_, left_, skip_;
+};
+
+// The panel behind that of rows n and columns k: those below, else those to the right, else those of
+// the matrix that comes next.
+inline Ahead panel_behind(const Task& task, int64_t n, int64_t k) {
+    const Matrix& w = task.w;
+    const uint8_t* codes = w.codes;
+    if (n + 2 * kLanes < task.n1) {
+        n += 2 * kLanes;
+    } else {
+        n = task.n0;
+        k += kPanelColumns;
+        if (k >= w.columns) {
+            k = 0;
+            codes = w.next_codes;
+        }
+    }
+    if (!codes) return {nullptr, 0, 0, 0};
+    const int64_t rows = std::min<int64_t>(2 * kLanes, task.n1 - n);
+    const int64_t columns = std::min(kPanelColumns, w.columns - k);
+    const int64_t together = w.interleaved ? kLanes : 1;  // rows in one piece
+    const int64_t stride = together * w.code_stride;
+    const auto bytes = [&](int64_t of) { return of * stride / w.columns; };
+    return {codes + n / together * stride + bytes(k), rows / together, bytes(columns), stride};
+}
+
 struct TileScratch {
     alignas(64) I weights[2][kPanelSteps][kRegisterPairs];
     alignas(64) float sums[2][2][kRegisterRows][kLanes];  // [tokens, rows, token, row]
@@ -22,7 +72,8 @@ struct TileScratch {
 
 // One or two blocks of 16 tokens, whose rows are `stride` bytes apart, against one or two slabs.
 template <int num_blocks, int num_slabs>
-inline void tile_product(const uint8_t* x, int64_t stride, int64_t steps, TileScratch& scratch) {
+inline void tile_product(const uint8_t* x, int64_t stride, int64_t steps, TileScratch& scratch,
+                         Ahead& ahead, int64_t lines_a_step) {
     const uint8_t* second = x + kRegisterRows * stride;
     finish_stores();
     _tile_zero(0);
@@ -30,6 +81,7 @@ inline void tile_product(const uint8_t* x, int64_t stride, int64_t steps, TileSc
     if constexpr (num_blocks == 2) _tile_zero(2);
     if constexpr (num_blocks == 2 && num_slabs == 2) _tile_zero(3);
     for (int64_t s = 0; s < steps; ++s) {
+        ahead.ask(lines_a_step);
         _tile_loadd(6, scratch.weights[0][s], kBytes);
         _tile_loadd(4, x + s * kBytes, stride);
         _tile_dpbf16ps(0, 4, 6);
@@ -89,10 +141,14 @@ void panel(const Task& task, int64_t m0, int64_t m1, int64_t k, TileScratch& scr
                               scratch.weights[s][step]);
             }
         }
+        Ahead ahead = panel_behind(task, n, k);
+        const int64_t all_steps = steps * ((m1 - m0 + 2 * kRegisterRows - 1) / (2 * kRegisterRows));
+        const int64_t lines_a_step = (ahead.left() + all_steps - 1) / std::max<int64_t>(1, all_steps);
         for (int64_t m = m0; m < m1; m += 2 * kRegisterRows) {
             const int num_blocks = m + kRegisterRows < m1 ? 2 : 1;
             tile_product_of(num_blocks, num_slabs)(tile_activations(task, m, k),
-                                                   task.x.padded * 2, steps, scratch);
+                                                   task.x.padded * 2, steps, scratch, ahead,
+                                                   lines_a_step);
             for (int t = 0; t < num_blocks; ++t) {
                 for (int s = 0; s < num_slabs; ++s) {
                     add_tile(task, m + t * kRegisterRows, m1, n + s * kLanes, finish,

@@ -61,6 +61,7 @@ struct Matrix {
     float global_scale;
     int64_t code_stride, scale_stride, zero_stride;  // bytes of a row (FP8 scale: of a block row)
     bool interleaved;
+    const uint8_t* next_codes;  // of the matrix whose same rows are multiplied next; may be null
 };
 
 // kTiles: bfloat16 in the order of the columns, for tile registers, which read whole tiles of rows
@@ -70,7 +71,9 @@ enum class ActivationKind : int32_t { kFloat, kBf16, kInt8, kTiles };
 // Activations as the kernels want them: padded with zeros, permuted to the order in which the
 // format's bytes unfold (int8 of four-bit formats: of every eight columns the even ones first).
 // scale and sum have an entry for every `group` columns: the int8 scale, and the sum of the
-// (dequantised) values, which a zero point multiplies.
+// (dequantised) values, which a zero point multiplies. Of int8 values for formats whose code of zero
+// is the same everywhere, sum is an int32 instead: what their products are to begin with, less that
+// code times the sum of the int8 values.
 struct Activations {
     ActivationKind kind;
     int32_t group;
