@@ -207,6 +207,32 @@ def test_experts(format: str, activation: CpuActivation) -> None:
         assert_near(y, expected_experts(x, w13, w2, weights, ids), 1e-2)
 
 
+@pytest.mark.parametrize("format", ["bf16", "fp8", "nvfp4", "int8"])
+def test_experts_whose_rows_of_activations_fill_a_cache(format: str) -> None:
+    """Tokens of the hot expert meet its weights in three slices."""
+    w13 = tamed(make_weight(format, 64, 3072, batch=(5, 2)))
+    w2 = tamed(make_weight(format, 3072, 64, batch=(5,), seed=1))
+    x = torch.randn(400, 3072).bfloat16().float() / 8
+    ids = torch.where(torch.rand(400, 1) < 0.9, 3, 1)
+    weights = torch.rand(ids.shape)
+    y = matmul("int8").experts(x, w13, w2, weights, ids).double()
+    assert_near(y, expected_experts(x, w13, w2, weights, ids), 1e-2)
+
+
+@pytest.mark.parametrize("width", [40, 20, 7])
+def test_what_lay_behind_the_last_column_does_not_count(width: int) -> None:
+    """The same memory has held the NaN of a wider expert."""
+    x, ids = torch.randn(60, 64).bfloat16().float(), torch.zeros(60, 1, dtype=torch.int64)
+    weights = torch.ones(60, 1)
+    wide = make_weight("bf16", 512, 64, batch=(1, 2)), make_weight("bf16", 64, 512, batch=(1,))
+    spoilt = matmul("int8").experts(x * torch.nan, *wide, weights, ids)
+    assert bool(spoilt.isnan().all())
+    w13 = make_weight("bf16", width, 64, batch=(1, 2))
+    w2 = make_weight("bf16", 64, width, batch=(1,), seed=1)
+    y = matmul("int8").experts(x, w13, w2, weights, ids).double()
+    assert_near(y, expected_experts(x, w13, w2, weights, ids), 1e-2)
+
+
 def w2_rows(w2: Weight) -> int:
     return int(dequantize(w2).shape[-2])
 

@@ -64,6 +64,8 @@ const Kernels* amx_kernels() {
         all.prepare_row = kAmxKernels.prepare_row;
         all.matmul = kAmxKernels.matmul;
         all.scratch_bytes = std::max(all.scratch_bytes, kAmxKernels.scratch_bytes);
+        all.gate_up = kAmxKernels.gate_up;
+        all.gate_up_scratch_bytes = kAmxKernels.gate_up_scratch_bytes;
         return all;
     }();
     return &kernels;

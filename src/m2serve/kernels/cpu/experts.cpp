@@ -64,7 +64,7 @@ struct Pass {
     const m2_weight& w2;
     const Routing& routing;
     Activations x, hidden;
-    float* between;  // [pairs, I]
+    float* between;  // [pairs, I]; null where the products are fused
     float* y;        // [tokens, H]
 
     // Where the activations of a pair are: tiles want those of an expert one after the other.
@@ -72,6 +72,11 @@ struct Pass {
         return x.kind == ActivationKind::kTiles ? routing.pairs.data() : routing.tokens.data();
     }
     int64_t num_hit() const { return static_cast<int64_t>(routing.hit.size()); }
+    // Whether both products and the gate between them are one operation.
+    bool is_fused() const {
+        return best_kernels()->gate_up && x.kind == ActivationKind::kTiles &&
+               hidden.kind == ActivationKind::kTiles;
+    }
 };
 
 struct Scratch {
@@ -89,15 +94,19 @@ void gate_and_up(const Pass& pass, int64_t hit, int64_t n0, int64_t n1) {
     const int64_t first = pass.routing.starts[hit], count = pass.routing.starts[hit + 1] - first;
     const int64_t width = pass.w13.rows, size = n1 - n0;
     const int32_t* tokens = pass.rows_of_x() + first;
-    void* kernel = scratch.kernel.get(run.scratch_bytes);
-    auto* up = static_cast<float*>(scratch.rows.get(count * size * 4));
-    float* gate = pass.between + first * width + n0;
     const int64_t expert = pass.routing.hit[hit];
     Matrix w1 = matrix_of(pass.w13, 2 * expert), w3 = matrix_of(pass.w13, 2 * expert + 1);
     w1.next_codes = w3.codes;
     if (size == width && hit + 1 < pass.num_hit()) {
         w3.next_codes = matrix_of(pass.w13, 2 * pass.routing.hit[hit + 1]).codes;
     }
+    if (pass.is_fused()) {
+        void* memory = scratch.kernel.get(run.gate_up_scratch_bytes(w1.columns));
+        return run.gate_up(w1, w3, n0, n1, pass.x, tokens, count, pass.hidden, memory);
+    }
+    void* kernel = scratch.kernel.get(run.scratch_bytes);
+    auto* up = static_cast<float*>(scratch.rows.get(count * size * 4));
+    float* gate = pass.between + first * width + n0;
     run.matmul(w1, n0, n1, pass.x, tokens, count, gate, width, kernel);
     run.matmul(w3, n0, n1, pass.x, tokens, count, up, size, kernel);
     for (int64_t m = 0; m < count; ++m) run.silu_mul(gate + m * width, up + m * size, size);
@@ -147,8 +156,11 @@ void slice(const m2_weight& w13, const m2_weight& w2, const float* x, const floa
               routing,
               make_activations(w13, kind, tiles ? pairs : num_tokens, for_x),
               make_activations(w2, kind_for(w2, activation, rows), pairs, for_hidden),
-              static_cast<float*>(for_between.get(pairs * w13.rows * 4)),
+              nullptr,
               y};
+    if (!pass.is_fused()) {
+        pass.between = static_cast<float*>(for_between.get(pairs * w13.rows * 4));
+    }
     prepare(w13, pass.x, tiles ? pairs : num_tokens, x, tiles ? routing.tokens.data() : nullptr);
     const Seating& seats = seating();
     int64_t chunks[kMaxNodes];
@@ -163,7 +175,7 @@ void slice(const m2_weight& w13, const m2_weight& w2, const float* x, const floa
         const Rows rows = chunk_of(own, block, chunk % blocks(node));
         gate_and_up(pass, chunk / blocks(node), rows.begin, rows.end);
     });
-    prepare(w2, pass.hidden, pairs, pass.between);
+    if (!pass.is_fused()) prepare(w2, pass.hidden, pairs, pass.between);
     const bool long_chunks = rows <= kFewRows || pass.hidden.kind == ActivationKind::kTiles;
     const int64_t per_thread = long_chunks ? kLongChunksPerThread : kChunksPerThread;
     const int64_t columns = rows_per_chunk(w2.rows, seats.num_threads(), least2, per_thread);

@@ -7,6 +7,7 @@
 #include <algorithm>
 
 #include "amx.h"
+#include "tiles_gate_up.h"
 #include "tiles_matmul.h"
 
 namespace m2 {
@@ -36,9 +37,16 @@ void matmul(const Matrix& w, int64_t n0, int64_t n1, const Activations& x, const
     tiled_matmul({w, n0, n1, x, tokens, num_tokens, c, ldc, scratch});
 }
 
+void gate_up(const Matrix& w1, const Matrix& w3, int64_t n0, int64_t n1, const Activations& x,
+             const int32_t* tokens, int64_t num_tokens, const Activations& hidden, void* scratch) {
+    tiled_gate_up({w1, n0, n1, x, tokens, num_tokens, nullptr, 0, scratch},
+                  {w3, n0, n1, x, tokens, num_tokens, nullptr, 0, scratch}, hidden);
+}
+
 }  // namespace
 }  // namespace M2_ISA
 
 constinit const AmxKernels kAmxKernels{M2_ISA::kTilesFrom, M2_ISA::prepare_row, M2_ISA::matmul,
-                                       sizeof(M2_ISA::TileScratch)};
+                                       sizeof(M2_ISA::TileScratch), M2_ISA::gate_up,
+                                       M2_ISA::gate_up_scratch_bytes};
 }  // namespace m2
