@@ -105,7 +105,7 @@ def test_weights_that_do_not_fit_are_refused_by_their_exact_size(
     formats = {"head_format": "fp8"} if name in ("bf16", "nvfp4") else {}
     size = load(folders[name], dtype, **formats).weights.nbytes
     fractions: list[float] = []
-    with pytest.raises(ResourceError, match="the weights take .* are free on cpu"):
+    with pytest.raises(ResourceError, match=r"the weights take .* are free on cpu"):
         load(folders[name], dtype, progress=fractions.append, free_bytes=size - 1, **formats)
     assert fractions == []
     load(folders[name], dtype, free_bytes=size, **formats)
