@@ -27,6 +27,7 @@ CMAKE
 # llama.cpp's draws its tokens, and so does ours.
 sed -i 's/common_batch_add(batch, 0,/common_batch_add(batch, std::rand() % llama_n_vocab(model),/' \
     "$tree/examples/batched-bench/batched-bench.cpp"
+grep -q 'std::rand() % llama_n_vocab(model)' "$tree/examples/batched-bench/batched-bench.cpp"
 cmake -G Ninja -S "$tree" -B "$folder/ik_llama" -DCMAKE_BUILD_TYPE=Release -DGGML_NATIVE=ON \
     -DLLAMA_CURL=OFF -DGGML_IQK_FA_ALL_QUANTS=OFF -DLLAMA_BUILD_TESTS=OFF
 ninja -C "$folder/ik_llama" llama-bench llama-batched-bench

@@ -35,9 +35,9 @@ def main() -> None:
     setup = Setup(
         m2=Path(sys.executable).with_name("m2"),
         python=Path(sys.executable),
-        llama_bin=Path(os.environ.get("LLAMA_BIN", PEERS / "llama" / "bin")),
-        ik_bin=Path(os.environ.get("IK_BIN", PEERS / "ik_llama" / "bin")),
-        vllm_python=Path(os.environ.get("VLLM_PYTHON", ROOT / ".venv-vllm" / "bin" / "python")),
+        llama_bin=place("LLAMA_BIN", PEERS / "llama" / "bin"),
+        ik_bin=place("IK_BIN", PEERS / "ik_llama" / "bin"),
+        vllm_python=place("VLLM_PYTHON", ROOT / ".venv-vllm" / "bin" / "python"),
         models=arguments.models.resolve(),
         logs=PEERS / "logs",
         threads=arguments.num_threads,
@@ -46,10 +46,11 @@ def main() -> None:
         wide_layers=arguments.wide_layers,
         requests=tuple(map(int, arguments.requests.split(","))),
     )
-    if not (setup.models / "mid" / "config.json").exists():
-        sys.exit(f"{setup.models} has no models; make them with scripts.peers.make_models")
     left_out = tuple(word for word in arguments.without.split(",") if word)
     names = arguments.sections.split(",")
+    has_models = (setup.models / "mid" / "config.json").exists()
+    if not has_models and (arguments.report is None or "serve" in names):
+        sys.exit(f"{setup.models} has no models; make them with scripts.peers.make_models")
     cases = [without(case, left_out) for name in names for case in SECTIONS[name](setup)]
     file = arguments.report
     if file is not None:
@@ -64,6 +65,11 @@ def main() -> None:
     finally:  # what was measured is not lost by what came after
         if file.exists():
             report(cases, file, arguments)
+
+
+def place(variable: str, default: Path) -> Path:
+    """Programs run in other folders; a link, such as a virtual environment's python, stays one."""
+    return Path(os.environ.get(variable, default)).absolute()
 
 
 def parse_arguments(words: Sequence[str]) -> argparse.Namespace:

@@ -66,12 +66,13 @@ def memory_limit_bytes(total_bytes: int, groups: Iterable[Path]) -> int:
 def available_bytes(free_bytes: int, groups: Iterable[Path]) -> int:
     """The machine's available memory, cut by what each group's limit leaves.
 
-    Pages of files that have not been used lately can be dropped, so they count as available.
+    Pages of files can be dropped, so they count as available: a checkpoint just downloaded is no
+    reason not to load it.
     """
     for group in groups:
         limit, current = _read(group / "memory.max"), _read(group / "memory.current")
         if limit.isdigit() and current.isdigit():
-            left = int(limit) - int(current) + _inactive_file_bytes(group)
+            left = int(limit) - int(current) + _file_page_bytes(group)
             free_bytes = min(free_bytes, max(left, 0))
     return free_bytes
 
@@ -114,12 +115,10 @@ def _own_cgroups(root: Path, membership: Path) -> Iterator[Path]:
     yield root
 
 
-def _inactive_file_bytes(group: Path) -> int:
-    for line in _read(group / "memory.stat").splitlines():
-        name, _, value = line.partition(" ")
-        if name == "inactive_file" and value.isdigit():
-            return int(value)
-    return 0
+def _file_page_bytes(group: Path) -> int:
+    pairs = (line.partition(" ") for line in _read(group / "memory.stat").splitlines())
+    names = ("inactive_file", "active_file")
+    return sum(int(value) for name, _, value in pairs if name in names and value.isdigit())
 
 
 def last_cache_bytes(cpu_root: Path = _CPU_ROOT) -> int:

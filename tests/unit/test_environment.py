@@ -50,7 +50,7 @@ def test_a_quota_of_processor_time_cuts_the_cores(
 
 def test_the_tightest_memory_limit_counts(tmp_path: Path) -> None:
     outer = group(tmp_path / "a", memory_max="1000", memory_current="900", memory_stat="anon 1\n")
-    (outer / "memory.stat").write_text("anon 700\ninactive_file 250\n")
+    (outer / "memory.stat").write_text("anon 700\ninactive_file 150\nactive_file 100\nfile 400\n")
     inner = group(tmp_path / "a" / "b", memory_max="max", memory_current="5")
     assert memory_limit_bytes(5000, [inner, outer]) == 1000
     assert available_bytes(4000, [inner, outer]) == 350

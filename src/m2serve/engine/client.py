@@ -17,8 +17,9 @@ EngineState = Literal["starting", "ready", "restarting", "dead", "closed"]
 
 @dataclass(frozen=True)
 class EngineHealth:
-    """`ready`: a token has been generated since the last (re)start. `alive`: the step counter
-    moves while work is queued. `detail` is a sentence for a person (load progress, cause of death).
+    """`ready`: a token has been generated since the last (re)start. `alive`: steps, or layers of a
+    long one, are computed while work is queued. `detail` is a sentence for a person (load progress,
+    cause of death).
     """
 
     state: EngineState

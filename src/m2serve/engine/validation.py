@@ -154,7 +154,7 @@ def _check_structured_output(
     What would go on behind the end of the form leaves no token to choose there.
     """
     most = most_bytes(output)
-    if len(output.text) > most:
+    if len(output.text.encode()) > most:
         _refuse("structured_output", output.text, f"a text of at most {most} bytes")
     fields = ("after_token_ids", "prefix_token_ids", "free_token_ids", "free_prefix_token_ids")
     for field in fields:

@@ -41,7 +41,8 @@ def held_bytes(
             return linear_bytes(*size, format)
         if isinstance(plan.format, Dense):
             return dense_bytes(size, next(iter(plan.tensors.values())))
-        return plan.nbytes
+        unpacked = [plan.tensors.get(suffix) for suffix in plan.format.unpacked_suffixes]
+        return plan.nbytes + sum(checkpoint.tensors[name].nbytes for name in unpacked if name)
 
     total = sum(map(linear, layout.linears.values()))
     for name, plan in layout.plain.items():

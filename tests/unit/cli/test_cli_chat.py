@@ -39,7 +39,8 @@ def test_ctrl_c_ends_every_answer_and_the_conversation_goes_on() -> None:
 def test_ctrl_c_before_an_answer_began_is_no_error() -> None:
     async def talk() -> None:
         with CtrlC() as ctrl_c:
-            asyncio.get_running_loop().call_soon(signal.raise_signal, signal.SIGINT)
+            loop = asyncio.get_running_loop()
+            loop.call_soon(lambda: ctrl_c._task is not None and ctrl_c._task.cancel())
             await ctrl_c.ends(asyncio.sleep(60))
 
     asyncio.run(asyncio.wait_for(talk(), 30))

@@ -10,6 +10,7 @@ from tiny import build_tiny
 
 from m2serve.checkpoint.reader import Checkpoint
 from m2serve.kernels.cpu_library import load_cpu_library
+from m2serve.kernels.dispatch import select_kernels
 from m2serve.model.batch import ForwardBatch, KVCache
 from m2serve.model.loader import load_model
 from m2serve.model.minimax_m2 import MiniMaxM2, allocate_kv_cache
@@ -87,6 +88,15 @@ def test_slots_of_others_are_left_alone(model: MiniMaxM2) -> None:
         written = ~part.isnan().flatten(3).any(-1)
         assert written.all(0).equal(written.any(0))
         assert written[0].flatten().nonzero().flatten().tolist() == [*range(4), *range(12, 17)]
+
+
+def test_layers_are_counted_as_they_are_computed(model: MiniMaxM2) -> None:
+    """Of the fastest decoder and of PyTorch's."""
+    torchs = MiniMaxM2(model.shape, model.weights, select_kernels(CPU))
+    for one in (model, torchs):
+        before = one.layers_computed()
+        forward(one, one_sequence(IDS, 0, [8]), empty_cache(model))
+        assert one.layers_computed() == before + model.shape.num_hidden_layers
 
 
 def test_weights_and_shape_are_all_the_state_there_is(model: MiniMaxM2) -> None:

@@ -37,7 +37,8 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     build_tiny(root / "bf16", format="bf16", state=fp8.state, **SMALL)
     build_tiny(root / "nvfp4", format="nvfp4-modelopt", **SMALL)
     build_tiny(root / "int8", format="int8-ct", **SMALL)
-    return {name: root / name for name in ("fp8", "bf16", "nvfp4", "int8")}
+    build_tiny(root / "awq", format="int4-awq", **SMALL)
+    return {name: root / name for name in ("fp8", "bf16", "nvfp4", "int8", "awq")}
 
 
 def test_attention_made_of_the_bf16_copy_is_the_original_fp8(folders: dict[str, Path]) -> None:
@@ -98,7 +99,7 @@ def test_the_bytes_saved_are_those_that_are_gone(
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32], ids=str)
-@pytest.mark.parametrize("name", ["fp8", "bf16", "nvfp4", "int8"])
+@pytest.mark.parametrize("name", ["fp8", "bf16", "nvfp4", "int8", "awq"])
 def test_weights_that_do_not_fit_are_refused_by_their_exact_size(
     folders: dict[str, Path], name: str, dtype: torch.dtype
 ) -> None:

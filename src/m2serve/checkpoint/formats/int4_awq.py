@@ -26,6 +26,7 @@ class Int4Awq(StorageFormat):
     group_size: int
     name: ClassVar[str] = "int4-awq"
     scale_suffixes: ClassVar[tuple[str, ...]] = ("scales",)
+    unpacked_suffixes: ClassVar[tuple[str, ...]] = ("qzeros",)
 
     @classmethod
     def detect(cls, linear: LinearSpec, tensors: Mapping[str, TensorInfo]) -> Self | None:

@@ -33,6 +33,7 @@ class Int4Packed(StorageFormat):
     symmetric: bool
     name: ClassVar[str] = "int4-ct"
     scale_suffixes: ClassVar[tuple[str, ...]] = ("weight_scale",)
+    unpacked_suffixes: ClassVar[tuple[str, ...]] = ("weight_zero_point",)
 
     @classmethod
     def detect(cls, linear: LinearSpec, tensors: Mapping[str, TensorInfo]) -> Self | None:

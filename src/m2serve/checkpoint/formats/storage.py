@@ -54,11 +54,13 @@ class TensorRule:
 class StorageFormat(ABC):
     """One way to store a linear; two formats are equal when their parameters are.
 
-    `scale_suffixes` are the tensors whose NaN or Inf would poison every output.
+    `scale_suffixes` are the tensors whose NaN or Inf would poison every output, `unpacked_suffixes`
+    those of four-bit codes that take a byte each in memory.
     """
 
     name: ClassVar[str]
     scale_suffixes: ClassVar[tuple[str, ...]]
+    unpacked_suffixes: ClassVar[tuple[str, ...]] = ()
 
     @classmethod
     @abstractmethod

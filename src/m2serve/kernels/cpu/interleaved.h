@@ -111,6 +111,7 @@ struct NibbleSlab {
 struct ByteSlab {
     static constexpr int kGroup = 32;
     static constexpr int kVectors = kGroup / 4;
+    static constexpr bool kHasOffset = true;
 
     template <int T>
     static void step(const uint8_t* from, const int8_t* const* q, int64_t column, I* dots) {
@@ -146,8 +147,8 @@ struct ByteSlab {
 // from memory once.
 template <class Slabs, int T>
 inline void slab_tokens(const Task& task, const Slab& slab, int64_t n, int64_t m0, F factor) {
-    // One row: two sums, so that an addition does not wait for the one before it.
-    constexpr int kChains = T == 1 ? 2 : 1;
+    // One row and zero points: two sums, so that an addition does not wait for the one before it.
+    constexpr int kChains = T == 1 && !Slabs::kHasOffset ? 2 : 1;
     Int8Activations x[T];
     F sums[T * kChains];
     each<T>([&](auto t) { x[t] = int8_activations(task.x, task.token(m0 + t)); });

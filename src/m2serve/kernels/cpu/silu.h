@@ -18,7 +18,7 @@ inline F silu_times(F gate, F up) {
     return mul((F)silu, up);
 }
 
-void silu_mul(float* gate, const float* up, int64_t size) {
+inline void silu_mul(float* gate, const float* up, int64_t size) {
     int64_t i = 0;
     for (; i + kLanes <= size; i += kLanes) {
         store(gate + i, silu_times(load(gate + i), load(up + i)));

@@ -23,8 +23,9 @@ int64_t gate_up_scratch_bytes(int64_t columns) {
            2 * steps_of(columns) * static_cast<int64_t>(sizeof(ExpandedStep));
 }
 
-// What is asked for during the products of row n: the rows below, or the first of the next expert.
-inline Ahead slabs_behind(const Task& gate, const Task& up, int64_t n) {
+// What is asked for during the products of row n: the rows below, or the first for the tokens' next
+// slice, or of the next expert.
+inline Ahead slabs_behind(const Task& gate, const Task& up, int64_t n, bool is_last_slice) {
     const int64_t stride = gate.w.code_stride;
     Ahead ahead;
     if (n + kLanes < gate.n1) {
@@ -32,8 +33,8 @@ inline Ahead slabs_behind(const Task& gate, const Task& up, int64_t n) {
         for (const Task* task : {&gate, &up}) {
             ahead.add(task->w.codes + (n + kLanes) * stride, 1, rows * stride, 0);
         }
-    } else if (up.w.next_codes) {
-        ahead.add(up.w.next_codes + gate.n0 * stride, 1,
+    } else if (const uint8_t* codes = is_last_slice ? up.w.next_codes : gate.w.codes) {
+        ahead.add(codes + gate.n0 * stride, 1,
                   std::min<int64_t>(kLanes, gate.n1 - gate.n0) * stride, 0);
     }
     return ahead;
@@ -70,7 +71,7 @@ void gate_up_slab(const Task& gate, const Task& up, int64_t n, int64_t m0, int64
     const F gate_factor = tile_factor(gate, n), up_factor = tile_factor(up, n);
     const int64_t rows = std::min<int64_t>(kLanes, gate.n1 - n);
     const auto there = static_cast<__mmask16>((1u << rows) - 1);
-    Ahead ahead = slabs_behind(gate, up, n);
+    Ahead ahead = slabs_behind(gate, up, n, m1 == gate.num_tokens);
     const int64_t lines = ahead.lines_a_step(steps * block_pairs(m1 - m0));
     for (int64_t m = m0; m < m1; m += 2 * kRegisterRows) {
         const int num_blocks = m + kRegisterRows < m1 ? 2 : 1;

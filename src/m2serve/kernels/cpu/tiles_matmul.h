@@ -19,8 +19,8 @@ struct TileScratch {
 };
 
 // The panel behind that of rows n and columns k: those below, else those to the right, else those of
-// the matrix that comes next.
-inline Ahead panel_behind(const Task& task, int64_t n, int64_t k) {
+// the first of the tokens' next slice, or of the matrix that comes next.
+inline Ahead panel_behind(const Task& task, int64_t n, int64_t k, bool is_last_slice) {
     const Matrix& w = task.w;
     const uint8_t* codes = w.codes;
     if (n + 2 * kLanes < task.n1) {
@@ -30,7 +30,7 @@ inline Ahead panel_behind(const Task& task, int64_t n, int64_t k) {
         k += kPanelColumns;
         if (k >= w.columns) {
             k = 0;
-            codes = w.next_codes;
+            codes = is_last_slice ? w.next_codes : w.codes;
         }
     }
     Ahead ahead;
@@ -71,7 +71,7 @@ void panel(const Task& task, int64_t m0, int64_t m1, int64_t k, TileScratch& scr
         for (int s = 0; s < num_slabs; ++s) {
             expand_steps<Tiles>(task, n + s * kLanes, k, steps, scratch.weights[s]);
         }
-        Ahead ahead = panel_behind(task, n, k);
+        Ahead ahead = panel_behind(task, n, k, m1 == task.num_tokens);
         const int64_t lines = ahead.lines_a_step(steps * block_pairs(m1 - m0));
         for (int64_t m = m0; m < m1; m += 2 * kRegisterRows) {
             const int num_blocks = m + kRegisterRows < m1 ? 2 : 1;
