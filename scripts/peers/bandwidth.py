@@ -11,9 +11,11 @@ import sys
 import torch
 
 from m2serve.bench.bandwidth import read_bandwidth_gb_per_s
+from m2serve.environment import ask_for_huge_pages
 
 
 def main() -> None:
+    ask_for_huge_pages()
     torch.set_num_threads(int(sys.argv[1]))
     measured = read_bandwidth_gb_per_s(torch.device("cpu"))
     print("RESULT " + json.dumps({"read_bandwidth_gb_per_s": measured}))

@@ -22,13 +22,14 @@ from m2serve.engine.placement import (
     choose_num_threads,
     has_cpu_kernels,
 )
-from m2serve.environment import this_machine
+from m2serve.environment import ask_for_huge_pages, this_machine
 from m2serve.model.loader import load_model
 
 _CHUNK_BYTES = 1 << 24
 
 
 def main() -> None:
+    ask_for_huge_pages()
     folder = Path(sys.argv[1])
     machine = this_machine()
     config = EngineConfig(model_path=str(folder), device="cpu")

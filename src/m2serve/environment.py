@@ -47,6 +47,16 @@ def this_machine() -> Machine:
     )
 
 
+def ask_for_huge_pages() -> None:
+    """Let PyTorch ask the kernel for huge pages for large tensors, unless somebody said otherwise.
+
+    A decoding step reads weights from all over the memory; with pages of 4 KiB it waits for page
+    tables, too. Only before this process has made its first tensor; for programs whose process is
+    ours, because it is a variable of the environment.
+    """
+    os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
+
+
 def num_cores(cpus: Iterable[int], groups: Iterable[Path], cpu_root: Path = _CPU_ROOT) -> int:
     """Physical cores behind these logical processors, cut by the groups' CPU quotas."""
     cores = len(one_cpu_a_core(cpus, cpu_root))

@@ -1,3 +1,5 @@
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -76,3 +78,31 @@ def test_this_machine_has_something() -> None:
     machine = this_machine()
     assert machine.num_cores >= 1
     assert 0 < machine.available_memory_bytes <= machine.memory_bytes
+
+
+HUGE = Path("/sys/kernel/mm/transparent_hugepage/enabled")
+ALLOCATE = """
+import sys
+from m2serve.environment import ask_for_huge_pages
+if sys.argv[1] == "ask":
+    ask_for_huge_pages()
+import torch
+keep = torch.zeros(1 << 24)
+print(next(line.split()[1] for line in open("/proc/self/smaps_rollup") if "AnonHuge" in line))
+"""
+
+
+@pytest.mark.skipif(
+    not HUGE.exists() or "[madvise]" not in HUGE.read_text(),
+    reason="huge never or always",
+)
+def test_large_tensors_get_huge_pages_when_asked(monkeypatch: pytest.MonkeyPatch) -> None:
+    def huge_kib(word: str) -> int:
+        command = [sys.executable, "-c", ALLOCATE, word]
+        return int(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
+
+    monkeypatch.delenv("THP_MEM_ALLOC_ENABLE", raising=False)
+    assert huge_kib("ask") > 32 * 1024
+    assert huge_kib("leave") == 0
+    monkeypatch.setenv("THP_MEM_ALLOC_ENABLE", "0")
+    assert huge_kib("ask") == 0

@@ -94,11 +94,12 @@ def engine(
         choose_num_threads,
         has_cpu_kernels,
     )
-    from m2serve.environment import this_machine
+    from m2serve.environment import ask_for_huge_pages, this_machine
     from m2serve.model.native import NativeMiniMaxM2
 
     if model is not None and (shape or layers or format):
         raise UsageError("--shape, --layers and --format describe random weights, not MODEL's")
+    ask_for_huge_pages()
     machine = this_machine()
     asked = EngineConfig(
         model_path="",

@@ -27,6 +27,7 @@ from typing import Protocol
 from m2serve.engine import frames
 from m2serve.engine.config import EngineConfig
 from m2serve.engine.request import EngineInfo, EngineOutput, EngineRequest, EngineStats
+from m2serve.environment import ask_for_huge_pages
 from m2serve.errors import M2Error, RequestError
 
 HEARTBEAT_S = 1.0
@@ -134,6 +135,7 @@ def run(fd: int, load: Load) -> int:
     `load` returns an engine that has generated a token, or raises M2Error.
     """
     _end_with_parent()
+    ask_for_huge_pages()
     connection = Connection(fd)
     start = connection.inbox.get()
     assert isinstance(start, frames.Start), "the first frame is the config"
