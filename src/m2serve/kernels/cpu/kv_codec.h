@@ -26,11 +26,14 @@ inline F kv_part(I unit) {
     if constexpr (format == M2_KV_INT8) {
         return (F)__builtin_convertvector(top >> 24, Floats);
     }
-    // Exponent and mantissa of E4M3 land in those of a float, 2^120 times smaller. The code of NaN
-    // becomes all ones.
-    const Ints bits = (top >> 4) & static_cast<int32_t>(0x87F00000);
-    const Ints is_nan = (bits & 0x07F00000) == 0x07F00000;
-    return (F)((Ints)((Floats)bits * 0x1p120f) | is_nan);
+    // Exponent and mantissa of E4M3 land in those of a float, whose exponent has 120 added: right but
+    // for subnormals, m / 8 * 2^-6, which are (1 + m / 8) * 2^-7 then. Twice that less 2^-6 is right for
+    // them and too much for all others. No float on the way is subnormal: products of those trap into
+    // microcode on some processors. The code of NaN becomes all ones.
+    const Ints code = (top >> 4) & 0x07F00000;
+    const Floats normal = (Floats)(code + (120 << 23)), subnormal = normal * 2.0f - 0x1p-6f;
+    const Ints size = (Ints)(subnormal < normal ? subnormal : normal);
+    return (F)(size | (top & INT32_MIN) | (code == 0x07F00000));
 }
 
 // Where the vectors of positions first.. lie: their distance from the head's first vector.

@@ -22,6 +22,10 @@ struct Quads {
     static constexpr int kUnit = 4 * kLanes;
     static int column(int v, int i) { return 4 * i + v; }
 };
+struct Bytes {  // the even columns of either half, then the odd ones
+    static constexpr int kUnit = 4 * kLanes;
+    static int column(int v, int i) { return (v & 1) * 2 * kLanes + 2 * i + (v >> 1); }
+};
 struct Nibbles {  // the even columns' four bytes, then the odd ones'
     static constexpr int kUnit = 8 * kLanes;
     static int column(int v, int i) { return 8 * i + 2 * (v & 3) + (v >> 2); }
@@ -31,7 +35,7 @@ inline void put(float* to, float value) { *to = value; }
 inline void put(uint16_t* to, float value) { *to = bf16_code(value); }
 
 template <class Order, class Value>
-void permute_row(const float* x, int64_t columns, int64_t padded, float factor, Value* to) {
+void permute_row(const float* x, int64_t columns, int64_t padded, Value* to) {
     constexpr int kUnit = Order::kUnit;
     for (int64_t k = 0; k < padded; k += kUnit) {
         float unit[kUnit] = {};
@@ -43,7 +47,7 @@ void permute_row(const float* x, int64_t columns, int64_t padded, float factor, 
         }
         for (int v = 0; v < kUnit / kLanes; ++v) {
             for (int i = 0; i < kLanes; ++i) {
-                put(to + k + v * kLanes + i, factor * from[Order::column(v, i)]);
+                put(to + k + v * kLanes + i, from[Order::column(v, i)]);
             }
         }
     }
@@ -53,12 +57,12 @@ template <class Value>
 void order_row(const Matrix& w, const Activations& x, const float* from, Value* to) {
     const int64_t columns = x.columns, padded = x.padded;
     switch (w.format) {
-        case M2_BF16: return permute_row<Pairs>(from, columns, padded, 1, to);
+        case M2_BF16: return permute_row<Pairs>(from, columns, padded, to);
         case M2_F16:
-        case M2_F32: return permute_row<Natural>(from, columns, padded, 1, to);
-        case M2_FP8_BLOCK: return permute_row<Quads>(from, columns, padded, kFp8Half, to);
-        case M2_INT8: return permute_row<Quads>(from, columns, padded, 1, to);
-        default: return permute_row<Nibbles>(from, columns, padded, 1, to);
+        case M2_F32: return permute_row<Natural>(from, columns, padded, to);
+        case M2_FP8_BLOCK: return permute_row<Bytes>(from, columns, padded, to);
+        case M2_INT8: return permute_row<Quads>(from, columns, padded, to);
+        default: return permute_row<Nibbles>(from, columns, padded, to);
     }
 }
 

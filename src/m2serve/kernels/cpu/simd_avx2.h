@@ -115,15 +115,6 @@ inline F byte_to_float(I bytes) {
     return _mm256_cvtepi32_ps(top);
 }
 
-// The E4M3 number in byte b of every lane, times 2^-120: its exponent and mantissa land in those of
-// a float, so that E4M3's subnormals are the float's.
-template <int b>
-inline F e4m3_to_float(I bytes) {
-    const I top = b == 3 ? bytes : _mm256_slli_epi32(bytes, 24 - 8 * b);
-    const I mask = _mm256_set1_epi32(static_cast<int>(0x87F00000));
-    return _mm256_castsi256_ps(_mm256_and_si256(_mm256_srai_epi32(top, 4), mask));
-}
-
 inline F bf16_even(I pairs) { return _mm256_castsi256_ps(_mm256_slli_epi32(pairs, 16)); }
 inline F bf16_odd(I pairs) {
     const I mask = _mm256_set1_epi32(static_cast<int>(0xFFFF0000));
@@ -132,6 +123,13 @@ inline F bf16_odd(I pairs) {
 template <int half>
 inline F f16_half(I halves) {
     return _mm256_cvtph_ps(_mm256_extracti128_si256(halves, half));
+}
+// Of the E4M3 numbers in the even (v < 2) or odd bytes those in half v % 2 of the vector, times 2^-8.
+template <int v>
+inline F e4m3_to_float(I bytes) {
+    const I top = v < 2 ? _mm256_slli_epi16(bytes, 8) : bytes;
+    const I mask = _mm256_set1_epi16(static_cast<int16_t>(0xBF80));
+    return f16_half<v % 2>(_mm256_and_si256(_mm256_srai_epi16(top, 1), mask));
 }
 inline F as_float(I bits) { return _mm256_castsi256_ps(bits); }
 inline I as_bits(F value) { return _mm256_castps_si256(value); }

@@ -122,12 +122,6 @@ inline F byte_to_float(I bytes) {
     if (b > 0) top = _mm512_and_si512(top, _mm512_set1_epi32(static_cast<int>(0xFF000000)));
     return _mm512_cvtepi32_ps(top);
 }
-template <int b>
-inline F e4m3_to_float(I bytes) {
-    const I top = b == 3 ? bytes : _mm512_slli_epi32(bytes, 24 - 8 * b);
-    const I mask = _mm512_set1_epi32(static_cast<int>(0x87F00000));
-    return _mm512_castsi512_ps(_mm512_and_si512(_mm512_srai_epi32(top, 4), mask));
-}
 
 inline F as_float(I bits) { return _mm512_castsi512_ps(bits); }
 inline I as_bits(F value) { return _mm512_castps_si512(value); }
@@ -145,6 +139,13 @@ inline F f16_to_float(__m256i halves) {
 template <int half>
 inline F f16_half(I halves) {
     return f16_to_float(_mm512_extracti64x4_epi64(halves, half));
+}
+// Of the E4M3 numbers in the even (v < 2) or odd bytes those in half v % 2 of the vector, times 2^-8.
+template <int v>
+inline F e4m3_to_float(I bytes) {
+    const I top = v < 2 ? _mm512_slli_epi16(bytes, 8) : bytes;
+    const I mask = _mm512_set1_epi16(static_cast<int16_t>(0xBF80));
+    return f16_half<v % 2>(_mm512_and_si512(_mm512_srai_epi16(top, 1), mask));
 }
 
 inline I no_integers() { return _mm512_setzero_si512(); }

@@ -39,8 +39,8 @@ struct Int8 {  // times 2^24
         return byte_to_float<v>(raw);
     }
 };
-// Times 2^-120. The activations carry 2^60 and the scales another 2^60, so that neither the
-// products nor their sums leave float's range; activations and scales themselves must be below 2^67.
+// Times 2^-8, by way of float16, which has E4M3's subnormals as subnormals of its own: as float32's
+// every product with one would trap into microcode on some processors.
 struct Fp8 {
     static constexpr int kVectors = 4;
     static constexpr bool kScaled = true;
@@ -49,7 +49,7 @@ struct Fp8 {
         return e4m3_to_float<v>(raw);
     }
 };
-constexpr float kFp8Half = 0x1p60f;
+constexpr float kFp8Factor = 0x1p8f;
 
 template <class Format>
 constexpr int kBytesPerColumn = 4 / Format::kVectors;
@@ -108,14 +108,14 @@ inline void span_row(const uint8_t* codes, const float* scale, int block, int64_
         for (int64_t k = k0; k < k1;) {
             const int64_t end = (k / block + 1) * block < k1 ? (k / block + 1) * block : k1;
             span<Format, M>(codes, k, end, x, total);
-            const F factor = splat(scale[k / block] * kFp8Half);
+            const F factor = splat(scale[k / block] * kFp8Factor);
             each<M>([&](auto m) { acc[m] = fma(total[m], factor, acc[m]); });
             k = end;
         }
     }
 }
 
-// As expand_row of grouped.h. FP8 becomes the weight times 2^-60, INT8 stays times 2^24.
+// As expand_row of grouped.h. INT8 stays times 2^24.
 template <class Format>
 inline int64_t expand_span_row(const uint8_t* codes, const float* scale, int block, int64_t k0,
                                int64_t k1, float* to) {
@@ -126,7 +126,7 @@ inline int64_t expand_span_row(const uint8_t* codes, const float* scale, int blo
         F factor = zero();
         if constexpr (Format::kScaled) {
             end = (k / block + 1) * block < k1 ? (k / block + 1) * block : k1;
-            factor = splat(scale[k / block] * kFp8Half);
+            factor = splat(scale[k / block] * kFp8Factor);
         }
         for (; k < end; k += kUnit) {
             const I raw = k + kUnit <= k1 ? load_bytes(codes + k * kSize)
