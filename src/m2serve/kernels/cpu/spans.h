@@ -81,9 +81,7 @@ inline void span(const uint8_t* codes, int64_t k0, int64_t k1, const float* cons
     constexpr int kLine = 64, kLines = (kUnits * kUnit * kSize + kLine - 1) / kLine;
     int64_t k = k0;
     for (; k + kUnits * kUnit <= k1; k += kUnits * kUnit) {
-        if (M <= 2) {
-            each<kLines>([&](auto i) { __builtin_prefetch(codes + k * kSize + 2048 + i * kLine); });
-        }
+        each<kLines>([&](auto i) { __builtin_prefetch(codes + k * kSize + 2048 + i * kLine); });
         each<kUnits>([&](auto u) {
             unit(load_bytes(codes + (k + u * kUnit) * kSize), k + u * kUnit, u);
         });
