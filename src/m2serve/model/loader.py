@@ -106,17 +106,12 @@ class _Reader:
 
     def plain(self, name: str) -> torch.Tensor:
         """In the compute dtype, or float32 where the model asks for it."""
-        plan = self._layout.plain[name]
-        tensor = load_plain(self._checkpoint, plan)
-        dtype = torch.float32 if plan.spec.upcast else self._dtype
-        self._count(plan.nbytes)
-        return tensor.to(self._device, dtype)
+        upcast = self._layout.plain[name].spec.upcast
+        return self._stored(name).to(self._device, torch.float32 if upcast else self._dtype)
 
     def embedding(self) -> torch.Tensor:
         """As a dense matrix is held, though only rows of it are ever read."""
-        plan = self._layout.plain[EMBEDDING]
-        tensor = load_plain(self._checkpoint, plan)
-        self._count(plan.nbytes)
+        tensor = self._stored(EMBEDDING)
         return tensor.to(self._device, linear_dtype(self._device, tensor.dtype, self._dtype))
 
     def linear(self, name: str) -> Weight:
@@ -136,6 +131,12 @@ class _Reader:
         weight = load_stacked(self._checkpoint, plans, batch_shape, report)
         self._done_bytes = before + sum(plan.nbytes for plan in plans)
         return self._moved(weight, self._dtype)
+
+    def _stored(self, name: str) -> torch.Tensor:
+        plan = self._layout.plain[name]
+        tensor = load_plain(self._checkpoint, plan)
+        self._count(plan.nbytes)
+        return tensor
 
     def _moved(self, weight: Weight, dtype: torch.dtype) -> Weight:
         if isinstance(weight, DenseWeight):

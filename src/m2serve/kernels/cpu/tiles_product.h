@@ -31,11 +31,11 @@ inline void tile_product(const TileFactors& factors, TileSums& sums, Ahead& ahea
     if constexpr (num_blocks == 2 && num_slabs == 2) _tile_zero(3);
     for (int64_t s = 0; s < steps; ++s) {
         ahead.ask(lines);
-        _tile_loadd(6, factors.weights[0][s], kBytes);
+        _tile_loadd(6, weights[0][s], kBytes);
         _tile_loadd(4, x + s * kBytes, stride);
         _tile_dpbf16ps(0, 4, 6);
         if constexpr (num_slabs == 2) {
-            _tile_loadd(7, factors.weights[1][s], kBytes);
+            _tile_loadd(7, weights[1][s], kBytes);
             _tile_dpbf16ps(1, 4, 7);
         }
         if constexpr (num_blocks == 2) {
