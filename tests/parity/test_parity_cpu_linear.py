@@ -102,6 +102,22 @@ def test_float_activations_are_not_rounded_where_bfloat16_ones_are(format: str) 
     assert torch.equal(same["auto"], same["bf16"])
 
 
+@pytest.mark.parametrize("columns", [8, 200, 700, 1500, 6220])
+def test_bfloat16_weights_against_bfloat16_activations(columns: int) -> None:
+    """As they are stored for few rows, by tiles for many; more columns than are taken at once."""
+    library = load_cpu_library()
+    if library is None or library.isa == "avx2":
+        pytest.skip("bfloat16 is not multiplied here")
+    weight = make_weight("bf16", 37, columns)
+    for rows in (5, 7, 8, 9, 15, 16, 17, 40):
+        x = torch.randn(rows, columns)
+        rounded, values = x.bfloat16().double(), dequantize(weight).double()
+        error = (matmul("bf16").linear(x, weight).double() - F.linear(rounded, values)).abs()
+        # The instruction takes subnormal numbers for zero.
+        lost = 1.2e-38 * (1 + rounded.abs().sum(-1, keepdim=True))
+        assert bool((error <= 1e-6 * F.linear(rounded.abs(), values.abs()) + lost).all())
+
+
 @pytest.mark.parametrize("activation", ["auto", "int8"])
 @pytest.mark.parametrize("format", FORMATS)
 def test_the_number_of_threads_changes_no_bit(format: str, activation: CpuActivation) -> None:

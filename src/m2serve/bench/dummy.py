@@ -128,16 +128,18 @@ class _Maker:
                 return Mxfp4Weight(self._codes(*size, columns // 2), scale_bytes)
             case "int4-g32" | "int4-g128":
                 group = int(format.removeprefix("int4-g"))
-                scale = torch.full((*size, columns // group), std / 5, device=self.device)
-                packed = self._codes(*size, columns // 2)
+                scale = torch.full((*size, columns // group), std / 4.6, device=self.device)
+                packed = self._codes(*size, columns // 2) | 0x11  # odd: -7 to 7, of mean 0
                 return Int4Weight(packed, scale.to(torch.bfloat16), None, group)
             case "int8":
-                codes = self._codes(*size, columns).view(torch.int8)
+                codes = (self._codes(*size, columns) | 1).view(torch.int8)  # odd: of mean 0
                 return Int8Weight(codes, torch.full(size, std / 74, device=self.device))
         raise UsageError(f"format {format!r} is unknown; one of {', '.join(FORMATS)}")
 
     def _codes(self, *size: int) -> torch.Tensor:
         # Random bits eight bytes at a time: a layer of the real model has billions of codes.
+        # Words of either sign: else every eighth byte is below 128, which all rows have in common,
+        # and most tokens are sent to the same few experts.
         words = torch.empty(-(-math.prod(size) // 8), dtype=torch.int64, device=self.device)
-        words.random_(generator=self._generator)
+        words.random_(-(2**63), 2**63 - 1, generator=self._generator)
         return words.view(torch.uint8)[: math.prod(size)].view(size)

@@ -57,6 +57,8 @@ def test_a_dummy_has_the_bytes_and_the_size_of_real_weights(format: str) -> None
     values = dequantize(layer.moe.w13)
     assert values.shape == (8, 2, 128, 256)
     assert 0.5 < float(values.std()) * 256**0.5 < 2.0
+    # What rows have in common would send all tokens to the same experts.
+    assert float(values.flatten(0, -2).mean(0).abs().max()) < 0.15 * float(values.std())
 
 
 @pytest.mark.parametrize("part", ["attention_format", "head_format"])

@@ -9,12 +9,13 @@ namespace m2 {
 
 // Fields as in Kernels.
 struct AmxKernels {
-    int64_t tiles_from;
+    int64_t tiles_from, turned_from;
     decltype(Kernels::prepare_row) prepare_row;
     decltype(Kernels::matmul) matmul;
     int64_t scratch_bytes;
     decltype(Kernels::gate_up) gate_up;
     decltype(Kernels::gate_up_scratch_bytes) gate_up_scratch_bytes;
+    decltype(Kernels::prepare_slab) prepare_slab;
 };
 extern const AmxKernels kAmxKernels;
 

@@ -61,11 +61,13 @@ const Kernels* amx_kernels() {
         Kernels all = *avx512_kernels();
         all.name = "amx";
         all.tiles_from = kAmxKernels.tiles_from;
+        all.turned_from = kAmxKernels.turned_from;
         all.prepare_row = kAmxKernels.prepare_row;
         all.matmul = kAmxKernels.matmul;
         all.scratch_bytes = std::max(all.scratch_bytes, kAmxKernels.scratch_bytes);
         all.gate_up = kAmxKernels.gate_up;
         all.gate_up_scratch_bytes = kAmxKernels.gate_up_scratch_bytes;
+        all.prepare_slab = kAmxKernels.prepare_slab;
         return all;
     }();
     return &kernels;

@@ -25,6 +25,8 @@ struct Routing {
     std::vector<int32_t> pairs;   // 0, 1, 2, ...
     std::vector<int32_t> hit;     // experts with at least one pair
     std::vector<int64_t> starts;  // first pair of every hit expert, and the end
+    // Rows where those of an expert begin with a slab: of every pair, and whose they are (-1: none).
+    std::vector<int32_t> slots, pair_of_slot, token_of_slot;
     int64_t most_pairs;           // of an expert; above the tokens where one names it twice
 
     void sort(const int64_t* ids, const float* scores, int64_t num_tokens, int64_t top_k,
@@ -54,6 +56,22 @@ struct Routing {
         }
     }
 
+    void fill_slabs() {
+        slots.resize(tokens.size());
+        pair_of_slot.clear();
+        token_of_slot.clear();
+        for (size_t at = 0; at + 1 < starts.size(); ++at) {
+            for (int64_t pair = starts[at]; pair < starts[at + 1]; ++pair) {
+                slots[static_cast<size_t>(pair)] = static_cast<int32_t>(pair_of_slot.size());
+                pair_of_slot.push_back(static_cast<int32_t>(pair));
+                token_of_slot.push_back(tokens[static_cast<size_t>(pair)]);
+            }
+            const size_t end = (pair_of_slot.size() + kSlabRows - 1) / kSlabRows * kSlabRows;
+            pair_of_slot.resize(end, -1);
+            token_of_slot.resize(end, -1);
+        }
+    }
+
 private:
     std::vector<int64_t> next_;  // first free pair of every expert
 };
@@ -69,13 +87,18 @@ struct Pass {
 
     // Where the activations of a pair are: tiles want those of an expert one after the other.
     const int32_t* rows_of_x() const {
-        return x.kind == ActivationKind::kTiles ? routing.pairs.data() : routing.tokens.data();
+        return is_for_tiles(x.kind) ? rows_of(x.kind) : routing.tokens.data();
     }
+    const int32_t* rows_of_hidden() const { return rows_of(hidden.kind); }
     int64_t num_hit() const { return static_cast<int64_t>(routing.hit.size()); }
     // Whether both products and the gate between them are one operation.
     bool is_fused() const {
-        return best_kernels()->gate_up && x.kind == ActivationKind::kTiles &&
-               hidden.kind == ActivationKind::kTiles;
+        return best_kernels()->gate_up && is_for_tiles(x.kind) && hidden.kind == x.kind;
+    }
+
+private:
+    const int32_t* rows_of(ActivationKind kind) const {
+        return kind == ActivationKind::kTurned ? routing.slots.data() : routing.pairs.data();
     }
 };
 
@@ -87,8 +110,15 @@ Scratch& scratch_of_thread() {
     return scratch;
 }
 
-// Rows n0..n1 of silu(W1 x) * W3 x for all tokens of a hit expert.
-void gate_and_up(const Pass& pass, int64_t hit, int64_t n0, int64_t n1) {
+struct GateChunk {
+    int64_t hit;
+    Rows rows;
+};
+// The rows of silu(W1 x) * W3 x for all tokens of a hit expert. `next` is what the thread is likely
+// to take afterwards; hit -1: nothing.
+void gate_and_up(const Pass& pass, const GateChunk& chunk, const GateChunk& next) {
+    const auto [hit, rows] = chunk;
+    const auto [n0, n1] = rows;
     const Kernels& run = *best_kernels();
     Scratch& scratch = scratch_of_thread();
     const int64_t first = pass.routing.starts[hit], count = pass.routing.starts[hit + 1] - first;
@@ -96,9 +126,9 @@ void gate_and_up(const Pass& pass, int64_t hit, int64_t n0, int64_t n1) {
     const int32_t* tokens = pass.rows_of_x() + first;
     const int64_t expert = pass.routing.hit[hit];
     Matrix w1 = matrix_of(pass.w13, 2 * expert), w3 = matrix_of(pass.w13, 2 * expert + 1);
-    w1.next_codes = w3.codes;
-    if (size == width && hit + 1 < pass.num_hit()) {
-        w3.next_codes = matrix_of(pass.w13, 2 * pass.routing.hit[hit + 1]).codes;
+    w1.next_rows = w3.row(n0);
+    if (next.hit >= 0) {
+        w3.next_rows = matrix_of(pass.w13, 2 * pass.routing.hit[next.hit]).row(next.rows.begin);
     }
     if (pass.is_fused()) {
         void* memory = scratch.kernel.get(run.gate_up_scratch_bytes(w1.columns));
@@ -128,10 +158,10 @@ void down(const Pass& pass, int64_t num_tokens, int64_t n0, int64_t n1) {
         const int64_t first = pass.routing.starts[hit], end = pass.routing.starts[hit + 1];
         Matrix w2 = matrix_of(pass.w2, pass.routing.hit[hit]);
         if (hit + 1 < pass.num_hit()) {
-            w2.next_codes = matrix_of(pass.w2, pass.routing.hit[hit + 1]).codes;
+            w2.next_rows = matrix_of(pass.w2, pass.routing.hit[hit + 1]).row(n0);
         }
-        run.matmul(w2, n0, n1, pass.hidden,
-                   pass.routing.pairs.data() + first, end - first, part, size, kernel);
+        run.matmul(w2, n0, n1, pass.hidden, pass.rows_of_hidden() + first, end - first, part,
+                   size, kernel);
         for (int64_t pair = first; pair < end; ++pair) {
             const float weight = pass.routing.weights[pair];
             const float* from = part + (pair - first) * size;
@@ -149,19 +179,26 @@ void slice(const m2_weight& w13, const m2_weight& w2, const float* x, const floa
     const int64_t num_hit = static_cast<int64_t>(routing.hit.size());
     const int64_t pairs = num_tokens * top_k;
     const int64_t rows = pairs / std::max<int64_t>(1, num_hit);
-    const ActivationKind kind = kind_for(w13, activation, rows);
-    const bool tiles = kind == ActivationKind::kTiles;
+    const ActivationKind x_kind = kind_for(w13, activation, rows);
+    const ActivationKind hidden_kind = kind_for(w2, activation, rows);
+    const auto turns = [](ActivationKind kind) { return kind == ActivationKind::kTurned; };
+    if (turns(x_kind) || turns(hidden_kind)) routing.fill_slabs();
+    const int64_t slots = static_cast<int64_t>(routing.pair_of_slot.size());
+    const int64_t x_rows = turns(x_kind) ? slots : is_for_tiles(x_kind) ? pairs : num_tokens;
+    const int64_t hidden_rows = turns(hidden_kind) ? slots : pairs;
     Pass pass{w13,
               w2,
               routing,
-              make_activations(w13, kind, tiles ? pairs : num_tokens, for_x),
-              make_activations(w2, kind_for(w2, activation, rows), pairs, for_hidden),
+              make_activations(w13, x_kind, x_rows, for_x),
+              make_activations(w2, hidden_kind, hidden_rows, for_hidden),
               nullptr,
               y};
     if (!pass.is_fused()) {
         pass.between = static_cast<float*>(for_between.get(pairs * w13.rows * 4));
     }
-    prepare(w13, pass.x, tiles ? pairs : num_tokens, x, tiles ? routing.tokens.data() : nullptr);
+    const int32_t* sorted =
+        turns(x_kind) ? routing.token_of_slot.data() : routing.tokens.data();
+    prepare(w13, pass.x, x_rows, x, is_for_tiles(x_kind) ? sorted : nullptr);
     const Seating& seats = seating();
     int64_t chunks[kMaxNodes];
     const int64_t least13 = least_rows(w13), least2 = least_rows(w2);
@@ -172,11 +209,18 @@ void slice(const m2_weight& w13, const m2_weight& w2, const float* x, const floa
     for (int node = 0; node < seats.num_nodes; ++node) chunks[node] = num_hit * blocks(node);
     parallel_for_nodes(seats, chunks, [&](int node, int64_t chunk, int) {
         const Rows own = rows_of_node(w13.rows, seats, node, least13);
-        const Rows rows = chunk_of(own, block, chunk % blocks(node));
-        gate_and_up(pass, chunk / blocks(node), rows.begin, rows.end);
+        const auto gate_chunk = [&](int64_t at) {
+            return GateChunk{at / blocks(node), chunk_of(own, block, at % blocks(node))};
+        };
+        const GateChunk next =
+            chunk + 1 < chunks[node] ? gate_chunk(chunk + 1) : GateChunk{-1, {}};
+        gate_and_up(pass, gate_chunk(chunk), next);
     });
-    if (!pass.is_fused()) prepare(w2, pass.hidden, pairs, pass.between);
-    const bool long_chunks = rows <= kFewRows || pass.hidden.kind == ActivationKind::kTiles;
+    if (!pass.is_fused()) {
+        prepare(w2, pass.hidden, hidden_rows, pass.between,
+                turns(hidden_kind) ? routing.pair_of_slot.data() : nullptr);
+    }
+    const bool long_chunks = rows <= kFewRows || is_for_tiles(hidden_kind);
     const int64_t per_thread = long_chunks ? kLongChunksPerThread : kChunksPerThread;
     const int64_t columns = rows_per_chunk(w2.rows, seats.num_threads(), least2, per_thread);
     for (int node = 0; node < seats.num_nodes; ++node) {

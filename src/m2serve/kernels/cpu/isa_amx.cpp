@@ -15,7 +15,7 @@ namespace M2_ISA {
 namespace {
 
 // From so many rows a matrix on the tiles are faster than the vectors.
-constexpr int64_t kTilesFrom = 16;
+constexpr int64_t kTilesFrom = 16, kTurnedFrom = 2;
 
 void prepare_row(const Matrix& w, const Activations& x, int64_t row, const float* from) {
     if (x.kind != ActivationKind::kTiles) return avx512_kernels()->prepare_row(w, x, row, from);
@@ -31,7 +31,7 @@ void prepare_row(const Matrix& w, const Activations& x, int64_t row, const float
 
 void matmul(const Matrix& w, int64_t n0, int64_t n1, const Activations& x, const int32_t* tokens,
             int64_t num_tokens, float* c, int64_t ldc, void* scratch) {
-    if (x.kind != ActivationKind::kTiles) {
+    if (!is_for_tiles(x.kind)) {
         return avx512_kernels()->matmul(w, n0, n1, x, tokens, num_tokens, c, ldc, scratch);
     }
     tiled_matmul({w, n0, n1, x, tokens, num_tokens, c, ldc, scratch});
@@ -46,7 +46,8 @@ void gate_up(const Matrix& w1, const Matrix& w3, int64_t n0, int64_t n1, const A
 }  // namespace
 }  // namespace M2_ISA
 
-constinit const AmxKernels kAmxKernels{M2_ISA::kTilesFrom, M2_ISA::prepare_row, M2_ISA::matmul,
-                                       sizeof(M2_ISA::TileScratch), M2_ISA::gate_up,
-                                       M2_ISA::gate_up_scratch_bytes};
+constinit const AmxKernels kAmxKernels{
+    M2_ISA::kTilesFrom, M2_ISA::kTurnedFrom, M2_ISA::prepare_row, M2_ISA::matmul,
+    sizeof(M2_ISA::TileScratch), M2_ISA::gate_up, M2_ISA::gate_up_scratch_bytes,
+    M2_ISA::prepare_slab};
 }  // namespace m2

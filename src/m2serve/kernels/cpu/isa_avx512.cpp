@@ -9,7 +9,7 @@
 namespace m2 {
 const Kernels* avx512_kernels() {
     using namespace M2_ISA;
-    static const Kernels kernels{"avx512", kHasBf16Dot, 0, kLanes, prepare_row, matmul,
+    static const Kernels kernels{"avx512", kHasBf16Dot, 0, 0, kLanes, prepare_row, matmul,
                                  kScratchBytes, silu_mul};
     return &kernels;
 }

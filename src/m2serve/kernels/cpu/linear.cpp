@@ -41,14 +41,14 @@ void linears(const m2_weight* const* weights, int num_weights, const float* x, i
         part.y = y[i];
         part.width = weight.matrices * weight.rows;
         total_rows += part.width;
+        const ActivationKind kind = kind_for(weight, activation, num_rows);
         const Part* same = std::find_if(parts.data(), &part, [&](const Part& earlier) {
-            return share_activations(*earlier.weight, weight);
+            return earlier.x.kind == kind && share_activations(*earlier.weight, weight);
         });
         if (same != &part) {
             part.x = same->x;
             continue;
         }
-        const ActivationKind kind = kind_for(weight, activation, num_rows);
         part.x = make_activations(weight, kind, num_rows, workspaces[i]);
         prepare(weight, part.x, num_rows, x);
     }

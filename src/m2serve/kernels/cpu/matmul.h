@@ -2,6 +2,9 @@
 // Interleaved weights meet int8 activations, others float ones.
 #pragma once
 
+#include <type_traits>
+
+#include "dot_rows.h"
 #include "int8_tile.h"
 
 namespace m2::M2_ISA {
@@ -106,6 +109,14 @@ inline int64_t expand_tile(const Expand& expand, int64_t n, int64_t rows, int64_
     }
     return columns;
 }
+inline int64_t expand_tile(const StoredRows& stored, int64_t n, int64_t rows, int64_t k0,
+                           int64_t k1, uint16_t* tile) {
+    int64_t columns = 0;
+    for (int64_t r = 0; r < rows; ++r) {
+        columns = stored.copy(n + r, k0, k1, tile + r * kTileColumns);
+    }
+    return columns;
+}
 #endif
 
 // Every tile of the task against tokens m0..m1, whose columns of one tile stay in the second cache.
@@ -140,8 +151,23 @@ void tiled(const Task& task, const Expand& expand) {
     });
 }
 
+#ifdef M2_HAS_BF16_DOT
+// BF16 weights and activations.
+inline void bf16_rows(const Task& task) {
+    if (task.num_tokens <= kMostDotTokens) return dot_rows(task);
+    for_slices(task, [&](int64_t m0, int64_t m1) {
+        tiled_slice<uint16_t>(task, StoredRows{task.w}, m0, m1);
+    });
+}
+#endif
+
 template <class Format>
 void spans(const Task& task) {
+#ifdef M2_HAS_BF16_DOT
+    if constexpr (std::is_same_v<Format, Bf16>) {
+        if (task.x.kind == ActivationKind::kBf16) return bf16_rows(task);
+    }
+#endif
     if (task.num_tokens < kTileFrom && task.x.kind == ActivationKind::kFloat) {
         return direct<Spans<Format>>(task);
     }

@@ -53,6 +53,21 @@ void permute_row(const float* x, int64_t columns, int64_t padded, Value* to) {
     }
 }
 
+// bfloat16 in the order of the columns: weights of the same kind are multiplied as they are stored.
+#ifdef M2_HAS_BF16_DOT
+inline void round_row(const float* x, int64_t columns, int64_t padded, uint16_t* to) {
+    for (int64_t k = 0; k < padded; k += kDotColumns) {
+        alignas(64) float rest[kDotColumns] = {};
+        const float* from = x + k;
+        if (columns - k < kDotColumns) {
+            if (columns > k) std::memcpy(rest, from, static_cast<size_t>(columns - k) * 4);
+            from = rest;
+        }
+        store_bf16(to + k, load(from), load(from + kLanes));
+    }
+}
+#endif
+
 template <class Value>
 void order_row(const Matrix& w, const Activations& x, const float* from, Value* to) {
     const int64_t columns = x.columns, padded = x.padded;
@@ -149,9 +164,13 @@ void prepare_row(const Matrix& w, const Activations& x, int64_t row, const float
     if (x.kind == ActivationKind::kFloat) {
         order_row(w, x, from, static_cast<float*>(x.values) + at);
         if (w.zero_point) sum_groups(x, from, x.sum + row * groups);
-    } else {
-        order_row(w, x, from, static_cast<uint16_t*>(x.values) + at);
+        return;
     }
+    auto* to = static_cast<uint16_t*>(x.values) + at;
+#ifdef M2_HAS_BF16_DOT
+    if (w.format == M2_BF16) return round_row(from, x.columns, x.padded, to);
+#endif
+    order_row(w, x, from, to);
 }
 
 }  // namespace

@@ -78,6 +78,13 @@ RowBytes row_bytes(const m2_weight& weight) {
 }
 
 ActivationKind kind_for(const m2_weight& weight, m2_activation activation, int64_t rows) {
+    const int64_t turned_from = best_kernels()->turned_from;
+    const bool is_whole = weight.rows >= kSlabRows && weight.columns > 0 &&
+                          weight.columns % kSlabColumns == 0;
+    if (weight.format == M2_BF16 && is_whole && turned_from > 0 && rows >= turned_from &&
+        activation != M2_ACTIVATION_FLOAT) {
+        return ActivationKind::kTurned;
+    }
     const int64_t tiles_from = best_kernels()->tiles_from;
     const bool has_tiles = tiles_from > 0 && rows >= tiles_from && weight.format != M2_F32;
     if (has_tiles && activation != M2_ACTIVATION_FLOAT) return ActivationKind::kTiles;
@@ -102,14 +109,16 @@ Activations make_activations(const m2_weight& weight, ActivationKind kind, int64
     x.kind = kind;
     x.group = weight.format == M2_NVFP4 ? 16 : 32;
     x.columns = weight.columns;
-    const bool tiles = kind == ActivationKind::kTiles;
+    const bool tiles = kind == ActivationKind::kTiles, turned = kind == ActivationKind::kTurned;
     // An odd number of cache lines: the rows of a tile do not all map to the same few.
     x.padded = tiles ? round_up(weight.columns, 2 * kRegisterColumns) + kRegisterColumns
-                     : round_up(weight.columns, kPad);
+             : turned ? weight.columns
+                      : round_up(weight.columns, kPad);
     if (tiles) num_rows += kRegisterRows - 1;
+    if (turned) num_rows = round_up(num_rows, kSlabRows);
     const int64_t size = kind == ActivationKind::kFloat ? 4 : kind == ActivationKind::kInt8 ? 1 : 2;
     const int64_t values = num_rows * x.padded * size;
-    const int64_t groups = tiles ? 0 : num_rows * (x.padded / x.group);
+    const int64_t groups = tiles || turned ? 0 : num_rows * (x.padded / x.group);
     auto* memory = static_cast<uint8_t*>(workspace.get(values + 2 * groups * 4));
     x.values = memory;
     x.scale = reinterpret_cast<float*>(memory + values);
@@ -117,8 +126,34 @@ Activations make_activations(const m2_weight& weight, ActivationKind kind, int64
     return x;
 }
 
+namespace {
+
+void prepare_slabs(const Activations& activations, int64_t num_rows, const float* x,
+                   const int32_t* rows) {
+    const auto prepare_slab = [&](int64_t slab, int) {
+        const float* from[kSlabRows];
+        for (int64_t i = 0; i < kSlabRows; ++i) {
+            const int64_t at = slab * kSlabRows + i;
+            const int64_t row = at >= num_rows ? -1 : rows ? rows[at] : at;
+            from[i] = row < 0 ? nullptr : x + row * activations.columns;
+        }
+        best_kernels()->prepare_slab(activations, slab, from);
+    };
+    const int64_t slabs = (num_rows + kSlabRows - 1) / kSlabRows;
+    if (num_rows * activations.columns < kAloneBelow) {
+        for (int64_t slab = 0; slab < slabs; ++slab) prepare_slab(slab, 0);
+    } else {
+        parallel_for(slabs, prepare_slab);
+    }
+}
+
+}  // namespace
+
 void prepare(const m2_weight& weight, const Activations& activations, int64_t num_rows,
              const float* x, const int32_t* rows) {
+    if (activations.kind == ActivationKind::kTurned) {
+        return prepare_slabs(activations, num_rows, x, rows);
+    }
     const Matrix any = matrix_of(weight, 0);
     const auto prepare_row = [&](int64_t row, int) {
         const int64_t from = rows ? rows[row] : row;

@@ -3,8 +3,7 @@
 // bfloat16(silu(W1 x) * W3 x), the activations of the product behind it.
 #pragma once
 
-#include "silu.h"
-#include "tiles_product.h"
+#include "tiles_stored.h"
 
 namespace m2::M2_ISA {
 namespace {
@@ -33,9 +32,8 @@ inline Ahead slabs_behind(const Task& gate, const Task& up, int64_t n, bool is_l
         for (const Task* task : {&gate, &up}) {
             ahead.add(task->w.codes + (n + kLanes) * stride, 1, rows * stride, 0);
         }
-    } else if (const uint8_t* codes = is_last_slice ? up.w.next_codes : gate.w.codes) {
-        ahead.add(codes + gate.n0 * stride, 1,
-                  std::min<int64_t>(kLanes, gate.n1 - gate.n0) * stride, 0);
+    } else if (const uint8_t* codes = is_last_slice ? up.w.next_rows : gate.w.row(gate.n0)) {
+        ahead.add(codes, 1, std::min<int64_t>(kLanes, gate.n1 - gate.n0) * stride, 0);
     }
     return ahead;
 }
@@ -75,9 +73,8 @@ void gate_up_slab(const Task& gate, const Task& up, int64_t n, int64_t m0, int64
     const int64_t lines = ahead.lines_a_step(steps * block_pairs(m1 - m0));
     for (int64_t m = m0; m < m1; m += 2 * kRegisterRows) {
         const int num_blocks = m + kRegisterRows < m1 ? 2 : 1;
-        tile_product_of(num_blocks, 2)({tile_activations(gate, m, 0), gate.x.padded * 2,
-                                        {first, first + steps}, steps},
-                                       sums, ahead, lines);
+        tile_products(num_blocks, 2, activations_against(gate, m, 0, first, first + steps, steps),
+                      sums, [&](int64_t) { ahead.ask(lines); });
         for (int t = 0; t < num_blocks; ++t) {
             const int64_t token = m + t * kRegisterRows;
             store_gated(sums.of[t][0], sums.of[t][1], gate_factor, up_factor,
@@ -90,6 +87,9 @@ void gate_up_slab(const Task& gate, const Task& up, int64_t n, int64_t m0, int64
 // Two tasks of the same rows and tokens, which follow one another in x and in hidden.
 void tiled_gate_up(const Task& gate, const Task& up, const Activations& hidden) {
     const TileRegisters registers;
+    if (gate.x.kind == ActivationKind::kTurned) {
+        return stored_gate_up(gate, up, hidden, *static_cast<TileSums*>(gate.scratch));
+    }
     const Hidden to{static_cast<uint16_t*>(hidden.values) + gate.token(0) * hidden.padded,
                     hidden.padded};
     with_tiles(gate.w, [&](auto tiles) {

@@ -4,7 +4,7 @@
 // What a panel gives is added to the results in memory.
 #pragma once
 
-#include "tiles_product.h"
+#include "tiles_stored.h"
 
 namespace m2::M2_ISA {
 namespace {
@@ -22,16 +22,16 @@ struct TileScratch {
 // the first of the tokens' next slice, or of the matrix that comes next.
 inline Ahead panel_behind(const Task& task, int64_t n, int64_t k, bool is_last_slice) {
     const Matrix& w = task.w;
-    const uint8_t* codes = w.codes;
     if (n + 2 * kLanes < task.n1) {
         n += 2 * kLanes;
     } else {
         n = task.n0;
         k += kPanelColumns;
-        if (k >= w.columns) {
-            k = 0;
-            codes = is_last_slice ? w.next_codes : w.codes;
-        }
+    }
+    const uint8_t* codes = w.row(n);
+    if (k >= w.columns) {
+        k = 0;
+        if (is_last_slice) codes = w.next_rows;
     }
     Ahead ahead;
     if (codes && w.columns > 0) {
@@ -39,8 +39,7 @@ inline Ahead panel_behind(const Task& task, int64_t n, int64_t k, bool is_last_s
         const int64_t together = w.interleaved ? kLanes : 1;  // rows in one piece
         const int64_t stride = together * w.code_stride;
         const auto bytes = [&](int64_t columns) { return columns * stride / w.columns; };
-        ahead.add(codes + n / together * stride + bytes(k), rows / together,
-                  bytes(std::min(kPanelColumns, w.columns - k)), stride);
+        ahead.add(codes + bytes(k), rows / together, bytes(std::min(kPanelColumns, w.columns - k)), stride);
     }
     return ahead;
 }
@@ -75,10 +74,10 @@ void panel(const Task& task, int64_t m0, int64_t m1, int64_t k, TileScratch& scr
         const int64_t lines = ahead.lines_a_step(steps * block_pairs(m1 - m0));
         for (int64_t m = m0; m < m1; m += 2 * kRegisterRows) {
             const int num_blocks = m + kRegisterRows < m1 ? 2 : 1;
-            tile_product_of(num_blocks, num_slabs)(
-                {tile_activations(task, m, k), task.x.padded * 2,
-                 {scratch.weights[0], scratch.weights[1]}, steps},
-                scratch.sums, ahead, lines);
+            const TileFactors factors =
+                activations_against(task, m, k, scratch.weights[0], scratch.weights[1], steps);
+            tile_products(num_blocks, num_slabs, factors, scratch.sums,
+                          [&](int64_t) { ahead.ask(lines); });
             for (int t = 0; t < num_blocks; ++t) {
                 for (int s = 0; s < num_slabs; ++s) {
                     add_tile(task, m + t * kRegisterRows, m1, n + s * kLanes, finish,
@@ -92,6 +91,7 @@ void panel(const Task& task, int64_t m0, int64_t m1, int64_t k, TileScratch& scr
 void tiled_matmul(const Task& task) {
     auto& scratch = *static_cast<TileScratch*>(task.scratch);
     const TileRegisters registers;
+    if (task.x.kind == ActivationKind::kTurned) return stored_matmul(task, scratch.sums);
     with_tiles(task.w, [&](auto tiles) {
         for (int64_t m0 = 0; m0 < task.num_tokens; m0 += kSliceTokens) {
             const int64_t m1 = std::min(task.num_tokens, m0 + kSliceTokens);

@@ -1,5 +1,6 @@
-// One or two blocks of 16 rows of activations against one or two slabs of 16 rows of weights that were
-// expanded before: two by two tiles of results stay in registers while the columns pass.
+// One or two blocks of 16 rows as they lie in memory against one or two slabs of 16 rows that were
+// turned before: two by two tiles of results stay in registers while the columns pass. The turned
+// ones are weights, which are expanded on the way, or few activations (tiles_stored.h).
 #pragma once
 
 #include "tiles_ahead.h"
@@ -11,35 +12,35 @@ namespace {
 using ExpandedStep = I[kRegisterPairs];  // 16 rows by 32 columns
 
 struct TileFactors {
-    const uint8_t* x;  // whose rows are `stride` bytes apart
+    const uint8_t* rows[2];  // of either block, `stride` bytes apart
     int64_t stride;
-    const ExpandedStep* weights[2];  // of either slab
+    const ExpandedStep* turned[2];  // of either slab
     int64_t steps;
 };
 struct alignas(64) TileSums {
-    float of[2][2][kRegisterRows][kLanes];  // [block, slab, token, row]
+    float of[2][2][kRegisterRows][kLanes];  // [block, slab, its row, its row]
 };
 
-template <int num_blocks, int num_slabs>
-inline void tile_product(const TileFactors& factors, TileSums& sums, Ahead& ahead, int64_t lines) {
-    const auto [x, stride, weights, steps] = factors;
-    const uint8_t* second = x + kRegisterRows * stride;
+// ask(step) once before every step.
+template <int num_blocks, int num_slabs, class Ask>
+inline void tile_product(const TileFactors& factors, TileSums& sums, const Ask& ask) {
+    const auto [rows, stride, turned, steps] = factors;
     finish_stores();
     _tile_zero(0);
     if constexpr (num_slabs == 2) _tile_zero(1);
     if constexpr (num_blocks == 2) _tile_zero(2);
     if constexpr (num_blocks == 2 && num_slabs == 2) _tile_zero(3);
     for (int64_t s = 0; s < steps; ++s) {
-        ahead.ask(lines);
-        _tile_loadd(6, weights[0][s], kBytes);
-        _tile_loadd(4, x + s * kBytes, stride);
+        ask(s);
+        _tile_loadd(6, turned[0][s], kBytes);
+        _tile_loadd(4, rows[0] + s * kBytes, stride);
         _tile_dpbf16ps(0, 4, 6);
         if constexpr (num_slabs == 2) {
-            _tile_loadd(7, weights[1][s], kBytes);
+            _tile_loadd(7, turned[1][s], kBytes);
             _tile_dpbf16ps(1, 4, 7);
         }
         if constexpr (num_blocks == 2) {
-            _tile_loadd(5, second + s * kBytes, stride);
+            _tile_loadd(5, rows[1] + s * kBytes, stride);
             _tile_dpbf16ps(2, 5, 6);
         }
         if constexpr (num_blocks == 2 && num_slabs == 2) _tile_dpbf16ps(3, 5, 7);
@@ -50,14 +51,29 @@ inline void tile_product(const TileFactors& factors, TileSums& sums, Ahead& ahea
     if constexpr (num_blocks == 2 && num_slabs == 2) _tile_stored(3, sums.of[1][1], kBytes);
 }
 
-inline auto tile_product_of(int num_blocks, int num_slabs) {
-    if (num_slabs == 2) return num_blocks == 2 ? tile_product<2, 2> : tile_product<1, 2>;
-    return num_blocks == 2 ? tile_product<2, 1> : tile_product<1, 1>;
+template <class Ask>
+inline void tile_products(int num_blocks, int num_slabs, const TileFactors& factors,
+                          TileSums& sums, const Ask& ask) {
+    if (num_slabs == 2) {
+        return num_blocks == 2 ? tile_product<2, 2>(factors, sums, ask)
+                               : tile_product<1, 2>(factors, sums, ask);
+    }
+    return num_blocks == 2 ? tile_product<2, 1>(factors, sums, ask)
+                           : tile_product<1, 1>(factors, sums, ask);
 }
 
 inline const uint8_t* tile_activations(const Task& task, int64_t m, int64_t k) {
     const auto* values = static_cast<const uint16_t*>(task.x.values);
     return reinterpret_cast<const uint8_t*>(values + task.token(m) * task.x.padded + k);
+}
+
+// Rows of activations from m on against slabs of weights.
+inline TileFactors activations_against(const Task& task, int64_t m, int64_t k,
+                                       const ExpandedStep* first, const ExpandedStep* second,
+                                       int64_t steps) {
+    const uint8_t* x = tile_activations(task, m, k);
+    const int64_t stride = task.x.padded * 2;
+    return {{x, x + kRegisterRows * stride}, stride, {first, second}, steps};
 }
 
 // Steps of the registers for so many columns.

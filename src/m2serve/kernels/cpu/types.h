@@ -61,12 +61,22 @@ struct Matrix {
     float global_scale;
     int64_t code_stride, scale_stride, zero_stride;  // bytes of a row (FP8 scale: of a block row)
     bool interleaved;
-    const uint8_t* next_codes;  // of the matrix whose same rows are multiplied next; may be null
+    const uint8_t* next_rows;  // where the codes that are multiplied next begin; may be null
+
+    const uint8_t* row(int64_t n) const { return codes + n * code_stride; }
 };
 
 // kTiles: bfloat16 in the order of the columns, for tile registers, which read whole tiles of rows
-// that follow one another.
-enum class ActivationKind : int32_t { kFloat, kBf16, kInt8, kTiles };
+// that follow one another. kTurned: bfloat16 for tile registers that read weights as they are stored:
+// [rows / 16, columns / 32, 16 pairs of columns, 16 rows, 2].
+enum class ActivationKind : int32_t { kFloat, kBf16, kInt8, kTiles, kTurned };
+
+// Of a slab of kTurned.
+constexpr int64_t kSlabRows = 16, kSlabColumns = 32;
+
+inline bool is_for_tiles(ActivationKind kind) {
+    return kind == ActivationKind::kTiles || kind == ActivationKind::kTurned;
+}
 
 // Activations as the kernels want them: padded with zeros, permuted to the order in which the
 // format's bytes unfold (int8 of four-bit formats: of every eight columns the even ones first).
@@ -88,24 +98,27 @@ struct Kernels {
     const char* name;
     bool has_bf16;
     int64_t tiles_from;  // rows from which activations are kTiles; 0: never
+    int64_t turned_from;  // rows from which activations for BF16 weights are kTurned; 0: never
     int lanes;  // rows of a slab of interleaved weights
     // Row `row` of the activations from `columns` float32 values. Needs no scratch.
     void (*prepare_row)(const Matrix&, const Activations&, int64_t row, const float* x);
-    // c[m * ldc + n - n0] for rows n0..n1 of the matrix and activation rows tokens[m] (m if null;
-    // of kTiles they follow one another).
+    // c[m * ldc + n - n0] for rows n0..n1 of the matrix and activation rows tokens[m] (m if null; of
+    // kTiles and kTurned they follow one another, of kTurned from a slab's first on).
     // `scratch` has scratch_bytes(), 64-byte aligned.
     void (*matmul)(const Matrix&, int64_t n0, int64_t n1, const Activations&, const int32_t* tokens,
                    int64_t num_tokens, float* c, int64_t ldc, void* scratch);
     int64_t scratch_bytes;
     // gate = silu(gate) * up.
     void (*silu_mul)(float* gate, const float* up, int64_t size);
-    // Columns n0..n1 of hidden = silu(w1 x) * (w3 x) of the same rows of x and hidden, both kTiles; with
-    // the last columns also what pads them. Null where there are no tiles. `scratch` has
+    // Columns n0..n1 of hidden = silu(w1 x) * (w3 x) of the same rows of x and hidden, both kTiles or
+    // both kTurned; with the last columns also what pads them. Null where there are no tiles. `scratch` has
     // gate_up_scratch_bytes(w1.columns), 64-byte aligned.
     void (*gate_up)(const Matrix& w1, const Matrix& w3, int64_t n0, int64_t n1, const Activations& x,
                     const int32_t* tokens, int64_t num_tokens, const Activations& hidden,
                     void* scratch) = nullptr;
     int64_t (*gate_up_scratch_bytes)(int64_t columns) = nullptr;
+    // Slab `slab` of kTurned activations from 16 rows of `columns` float32 values; null: zeros.
+    void (*prepare_slab)(const Activations&, int64_t slab, const float* const* rows) = nullptr;
 };
 
 const Kernels* avx2_kernels();

@@ -1,0 +1,182 @@
+// BF16 weights go into the tile registers from where they are stored, 16 rows by 32 columns, and
+// meet activations that were turned once for all of them (ActivationKind::kTurned).
+#pragma once
+
+#include "silu.h"
+#include "tiles_product.h"
+
+namespace m2::M2_ISA {
+namespace {
+
+// Up to so many rows of activations one block of weights at a time is faster: memory decides.
+constexpr int64_t kMemoryTokens = 32;
+// Of activations that meet all rows of a task before the next: half of the second cache.
+constexpr int64_t kSliceSteps = 1024;
+// A slab of 16 rows of activations, from the 16 given; null is a row of zeros.
+void prepare_slab(const Activations& x, int64_t slab, const float* const* rows) {
+    const int64_t steps = steps_of(x.columns);
+    auto* to = static_cast<ExpandedStep*>(x.values) + slab * steps;
+    for (int64_t s = 0; s < steps; ++s) {
+        F pairs[kLanes];
+        for (int r = 0; r < kLanes; ++r) {
+            const float* from = rows[r] + s * kRegisterColumns;
+            pairs[r] = rows[r] ? as_float(row_of_floats(load(from), load(from + kLanes))) : zero();
+        }
+        transpose(pairs);
+        for (int p = 0; p < kRegisterPairs; ++p) to[s][p] = as_bits(pairs[p]);
+    }
+}
+
+// Of the slab of row m of the task's activations.
+inline const ExpandedStep* turned_steps(const Task& task, int64_t m) {
+    const int64_t slab = (task.token(0) + m) / kLanes;
+    return static_cast<const ExpandedStep*>(task.x.values) + slab * steps_of(task.x.columns);
+}
+
+// 16 rows of a matrix, of which those of the task are wanted: at the matrix's end they begin earlier.
+struct StoredBlock {
+    int64_t n;  // first row
+    int begin, end;  // of the wanted ones
+    __mmask16 wanted() const { return static_cast<__mmask16>((1u << end) - (1u << begin)); }
+};
+inline StoredBlock stored_block(const Task& task, int64_t n) {
+    const int64_t first = std::min(n, task.w.rows - kRegisterRows);
+    return {first, static_cast<int>(n - first),
+            static_cast<int>(std::min(task.n1 - first, kRegisterRows))};
+}
+// The 16 rows that are read next, asked for in their order while those before them are multiplied.
+class RowsBehind {
+  public:
+    // From row n on, or behind the task those that start at `next`, or where there is none the rows
+    // below, which the same thread is likely to take.
+    RowsBehind(const Task& task, int64_t n, const uint8_t* next) {
+        const int64_t stride = task.w.code_stride;
+        if (n >= task.n1 && next) {
+            at_ = next + (n - task.n1) * stride;
+        } else if (n + kRegisterRows <= task.w.rows) {
+            at_ = task.w.row(n);
+        } else {
+            return;
+        }
+        lines_ = kRegisterRows * stride / kBytes;
+    }
+    RowsBehind() = default;
+    // All of them in so many steps.
+    void spread(int64_t steps) { lines_ = (lines_ + steps - 1) / steps; }
+    // Into the second cache. Possibly a few lines behind the last.
+    void ask() {
+        for (int64_t i = 0; i < lines_; ++i) __builtin_prefetch(at_ + i * kBytes, 0, 2);
+        at_ += lines_ * kBytes;
+    }
+
+  private:
+    const uint8_t* at_ = nullptr;
+    int64_t lines_ = 0;
+};
+
+// run(m0, m1) for slices of a task's rows of activations: whole pairs of slabs.
+template <class Run>
+inline void for_stored_slices(const Task& task, const Run& run) {
+    const int64_t pairs = std::max<int64_t>(1, kSliceSteps / (2 * steps_of(task.w.columns)));
+    const int64_t rows = pairs * 2 * kLanes;
+    for (int64_t m = 0; m < task.num_tokens; m += rows) {
+        run(m, std::min(task.num_tokens, m + rows));
+    }
+}
+
+// One or two blocks of weights, which begin at `rows`.
+struct StoredBlocks {
+    const uint8_t* rows[2];
+    RowsBehind behind[2];
+    int count;
+};
+
+// The sums of the blocks with every pair of slabs of m0..m1, for finish(m, s): slab s of the pair
+// whose first row of activations is m.
+template <class Finish>
+inline void stored_sums(const Task& task, StoredBlocks& blocks, int64_t m0, int64_t m1,
+                        TileSums& sums, const Finish& finish) {
+    const int64_t steps = steps_of(task.w.columns);
+    for (int b = 0; b < blocks.count; ++b) blocks.behind[b].spread(steps * block_pairs(m1 - m0));
+    for (int64_t m = m0; m < m1; m += 2 * kLanes) {
+        const int num_slabs = m + kLanes < m1 ? 2 : 1;
+        const ExpandedStep* turned = turned_steps(task, m);
+        const TileFactors factors{{blocks.rows[0], blocks.rows[1]}, task.w.code_stride,
+                                  {turned, turned + steps}, steps};
+        tile_products(blocks.count, num_slabs, factors, sums, [&](int64_t) {
+            for (int b = 0; b < blocks.count; ++b) blocks.behind[b].ask();
+        });
+        for (int s = 0; s < num_slabs; ++s) finish(m, s);
+    }
+}
+
+// ---- a product
+
+// The sums of a block of weights and a slab of activations, from row m on, to where they belong.
+inline void put_stored(const Task& task, const StoredBlock& block, int64_t m,
+                       const float (*sums)[kLanes]) {
+    F tokens[kLanes];
+    for (int r = 0; r < kLanes; ++r) tokens[r] = load(sums[r]);
+    transpose(tokens);
+    const __mmask16 wanted = block.wanted();
+    for (int64_t i = 0; i < kLanes && m + i < task.num_tokens; ++i) {
+        _mm512_mask_storeu_ps(task.out(m + i, block.n), wanted, tokens[i]);
+    }
+}
+
+inline void stored_matmul(const Task& task, TileSums& sums) {
+    const int at_once = task.num_tokens <= kMemoryTokens ? 1 : 2;
+    for_stored_slices(task, [&](int64_t m0, int64_t m1) {
+        for (int64_t n = task.n0; n < task.n1; n += at_once * kRegisterRows) {
+            StoredBlock place[2];
+            StoredBlocks blocks{{}, {}, n + kRegisterRows < task.n1 ? at_once : 1};
+            for (int b = 0; b < blocks.count; ++b) {
+                const int64_t at = n + b * kRegisterRows;
+                place[b] = stored_block(task, at);
+                blocks.rows[b] = task.w.row(place[b].n);
+                blocks.behind[b] = {task, at + blocks.count * kRegisterRows, task.w.next_rows};
+            }
+            stored_sums(task, blocks, m0, m1, sums, [&](int64_t m, int s) {
+                for (int b = 0; b < blocks.count; ++b) {
+                    put_stored(task, place[b], m + s * kLanes, sums.of[b][s]);
+                }
+            });
+        }
+    });
+}
+
+// ---- both products before the gate, and the gate
+
+// bfloat16(silu(gate) * up) of a block of hidden columns and a slab of rows: pairs of columns are
+// what a turned slab is made of, so nothing is turned.
+inline void store_turned(const float (*gate)[kLanes], const float (*up)[kLanes],
+                         const StoredBlock& block, I* slab) {
+    const auto gated = [&](int r) { return silu_times(load(gate[r]), load(up[r])); };
+    for (int r = block.begin; r < block.end; r += 2) {
+        store_bytes(slab + (block.n + r) / 2, pairs_of(gated(r), gated(r + 1)));
+    }
+}
+
+// Two tasks of the same rows and tokens; rows lie in `hidden` as in x.
+inline void stored_gate_up(const Task& gate, const Task& up, const Activations& hidden,
+                           TileSums& sums) {
+    const int64_t slab_pairs = steps_of(hidden.columns) * kRegisterPairs;
+    const uint8_t* next = up.w.next_rows;
+    const uint8_t* next_up = next ? next + up.w.rows * up.w.code_stride : nullptr;
+    for_stored_slices(gate, [&](int64_t m0, int64_t m1) {
+        for (int64_t n = gate.n0; n < gate.n1; n += kRegisterRows) {
+            const StoredBlock block = stored_block(gate, n);
+            StoredBlocks blocks{{gate.w.row(block.n), up.w.row(block.n)},
+                                {{gate, n + kRegisterRows, next}, {up, n + kRegisterRows, next_up}},
+                                2};
+            stored_sums(gate, blocks, m0, m1, sums, [&](int64_t m, int s) {
+                auto* slab = static_cast<I*>(hidden.values) +
+                             ((gate.token(0) + m) / kLanes + s) * slab_pairs;
+                store_turned(sums.of[0][s], sums.of[1][s], block, slab);
+            });
+        }
+    });
+}
+
+}  // namespace
+}  // namespace m2::M2_ISA

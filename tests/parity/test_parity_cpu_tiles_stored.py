@@ -1,0 +1,99 @@
+"""BF16 weights in AMX tiles as they are stored: it is the activations that are turned."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from stored import make_weight
+from test_parity_cpu_experts import assert_near, hot_ids, spread_ids, tamed
+from test_parity_cpu_tiles import (
+    LIBRARY,
+    assert_tiles,
+    expected_experts,
+    matmul,
+)
+
+from m2serve.kernels import reference
+
+pytestmark = pytest.mark.skipif(LIBRARY is None or LIBRARY.isa != "amx", reason="no AMX here")
+
+NUM_TOKENS = (2, 3, 15, 16, 17, 31, 32, 33, 64, 65, 130, 530)
+
+
+@pytest.mark.parametrize("columns", [32, 96, 768, 1056, 4096])
+@pytest.mark.parametrize("rows", [16, 17, 33, 90, 300])
+def test_products(rows: int, columns: int) -> None:
+    """Rows that end in the middle of a tile, and more tokens than meet all of them at once."""
+    weight = make_weight("bf16", rows, columns)
+    for tokens in NUM_TOKENS if columns == 96 else (2, 40, 150):
+        x = torch.randn(tokens, columns) * 10 ** torch.randn(tokens, 1)
+        x[0] = 0
+        assert_tiles(matmul("bf16").linear(x, weight), x, weight)
+
+
+def test_products_of_several_weights_of_which_some_have_few_rows() -> None:
+    for rows in (16, 8):
+        weight = make_weight("bf16", rows, 64, batch=(3,))
+        x = torch.randn(20, 64)
+        y = matmul("bf16").linear(x, weight)
+        assert_tiles(y, x, weight)
+
+
+def test_a_token_that_is_not_a_number_spoils_no_other() -> None:
+    weight = make_weight("bf16", 64, 96)
+    x = torch.randn(19, 96)
+    good = matmul("bf16").linear(x, weight)
+    x[4] = torch.nan
+    x[17] = torch.inf
+    y = matmul("bf16").linear(x, weight)
+    kept = [i for i in range(19) if i not in (4, 17)]
+    assert bool(y[4].isnan().all())
+    assert torch.equal(y[kept], good[kept])
+
+
+@pytest.mark.parametrize("tokens", [4, 9, 40, 700])
+@pytest.mark.parametrize(("hidden", "width"), [(64, 32), (96, 64), (768, 96), (3072, 32)])
+def test_experts(hidden: int, width: int, tokens: int) -> None:
+    w13 = tamed(make_weight("bf16", width, hidden, batch=(6, 2)))
+    w2 = tamed(make_weight("bf16", hidden, width, batch=(6,), seed=1))
+    x = torch.randn(tokens, hidden).bfloat16().float() * hidden**-0.5
+    spread = spread_ids(tokens, 3).clamp(max=5)
+    for ids in (spread, hot_ids(tokens, 3).clamp(max=5)):
+        weights = torch.rand(ids.shape)
+        y = matmul("bf16").experts(x, w13, w2, weights, ids).double()
+        assert_near(y, expected_experts(x, w13, w2, weights, ids), 1e-2)
+
+
+@pytest.mark.parametrize(
+    ("hidden", "width"),
+    [(64, 40), (40, 64), (64, 8), (8, 64), (40, 24)],
+    ids=["w13 alone", "w2 alone", "narrow", "few columns", "neither"],
+)
+@pytest.mark.parametrize("tokens", [6, 60])
+def test_experts_of_which_one_matrix_is_no_whole_tiles(
+    hidden: int, width: int, tokens: int
+) -> None:
+    w13 = tamed(make_weight("bf16", width, hidden, batch=(4, 2)))
+    w2 = tamed(make_weight("bf16", hidden, width, batch=(4,), seed=1))
+    x = torch.randn(tokens, hidden).bfloat16().float()
+    ids = spread_ids(tokens, 2).clamp(max=3)
+    weights = torch.rand(ids.shape)
+    expected = reference.experts(x, w13, w2, weights, ids)
+    assert_near(matmul("bf16").experts(x, w13, w2, weights, ids), expected, 2e-2)
+
+
+def test_any_number_of_threads_gives_the_same() -> None:
+    weight = make_weight("bf16", 300, 160)
+    w13 = tamed(make_weight("bf16", 96, 160, batch=(4, 2)))
+    w2 = tamed(make_weight("bf16", 160, 96, batch=(4,), seed=1))
+    x, ids = torch.randn(70, 160), spread_ids(70, 2).clamp(max=3)
+    weights = torch.rand(ids.shape)
+    before = torch.get_num_threads()
+    products, experts = [], []
+    for count in (1, 2, 5, 13):
+        torch.set_num_threads(count)
+        products.append(matmul("bf16").linear(x, weight))
+        experts.append(matmul("bf16").experts(x, w13, w2, weights, ids))
+    torch.set_num_threads(before)
+    assert all(torch.equal(products[0], other) for other in products)
+    assert all(torch.equal(experts[0], other) for other in experts)
