@@ -14,12 +14,10 @@ if [ -n "${LLAMA_BIN:-}" ]; then
 fi
 sources=$(scripts/peers/fetch_sdist.sh llama-cpp-python 0.3.36 \
     832db0699007f1be95a7e41ef12e88926b02ba836461e36a36372db2760c1a2e "$folder")
-without=()
-if [ "${LLAMA_AMX:-on}" = off ]; then
-    flags="-mno-amx-tile -mno-amx-int8 -mno-amx-bf16"
-    without=("-DCMAKE_C_FLAGS=$flags" "-DCMAKE_CXX_FLAGS=$flags")
-fi
+flags=
+if [ "${LLAMA_AMX:-on}" = off ]; then flags="-mno-amx-tile -mno-amx-int8 -mno-amx-bf16"; fi
 cmake -G Ninja -S "$sources/vendor/llama.cpp" -B "$folder/llama" -DCMAKE_BUILD_TYPE=Release \
     -DGGML_NATIVE=ON -DLLAMA_OPENSSL=OFF -DLLAMA_BUILD_TESTS=OFF -DLLAMA_BUILD_EXAMPLES=OFF \
-    -DLLAMA_BUILD_UI=OFF -DLLAMA_USE_PREBUILT_UI=OFF "${without[@]}"
+    -DLLAMA_BUILD_UI=OFF -DLLAMA_USE_PREBUILT_UI=OFF \
+    "-DCMAKE_C_FLAGS=$flags" "-DCMAKE_CXX_FLAGS=$flags"
 ninja -C "$folder/llama" llama-bench llama-batched-bench llama-server llama-quantize

@@ -88,15 +88,14 @@ def test_sums_are_float32(format: str, columns: int) -> None:
         assert_tiles(matmul("int8").linear(x, weight), x, weight)
 
 
-@pytest.mark.parametrize("format", TILE_FORMATS)
+@pytest.mark.parametrize("format", [name for name in TILE_FORMATS if name not in ("bf16", "f16")])
 def test_few_rows_stay_with_the_vectors(format: str) -> None:
     weight = make_weight(format, 64, 256)
     x = torch.randn(TILES_FROM, num_columns(weight))
     many = matmul("int8").linear(x, weight)
     few = matmul("int8").linear(x[:-1], weight)
     assert_tiles(many, x, weight)
-    if not isinstance(weight, DenseWeight):
-        assert not torch.equal(few, many[:-1])
+    assert not torch.equal(few, many[:-1])
 
 
 @pytest.mark.parametrize("activation", ["auto", "int8"])
@@ -123,9 +122,11 @@ def test_the_number_of_threads_changes_no_bit(format: str) -> None:
     assert all(torch.equal(results[0], other) for other in results[1:])
 
 
-def test_infinities_and_nan_of_one_token_stay_with_it() -> None:
-    weight = make_weight("bf16", 64, 256)
-    x = torch.randn(40, 256)
+@pytest.mark.parametrize("columns", [256, 200])
+def test_infinities_and_nan_of_one_token_stay_with_it(columns: int) -> None:
+    """Columns in whole tiles, and not."""
+    weight = make_weight("bf16", 64, columns)
+    x = torch.randn(40, columns)
     plain = matmul("int8").linear(x, weight)
     x[7, 3], x[20, 100] = torch.inf, torch.nan
     y = matmul("int8").linear(x, weight)
@@ -224,11 +225,11 @@ def test_what_lay_behind_the_last_column_does_not_count(width: int) -> None:
     """The same memory has held the NaN of a wider expert."""
     x, ids = torch.randn(60, 64).bfloat16().float(), torch.zeros(60, 1, dtype=torch.int64)
     weights = torch.ones(60, 1)
-    wide = make_weight("bf16", 512, 64, batch=(1, 2)), make_weight("bf16", 64, 512, batch=(1,))
+    wide = make_weight("f16", 512, 64, batch=(1, 2)), make_weight("f16", 64, 512, batch=(1,))
     spoilt = matmul("int8").experts(x * torch.nan, *wide, weights, ids)
     assert bool(spoilt.isnan().all())
-    w13 = make_weight("bf16", width, 64, batch=(1, 2))
-    w2 = make_weight("bf16", 64, width, batch=(1,), seed=1)
+    w13 = make_weight("f16", width, 64, batch=(1, 2))
+    w2 = make_weight("f16", 64, width, batch=(1,), seed=1)
     y = matmul("int8").experts(x, w13, w2, weights, ids).double()
     assert_near(y, expected_experts(x, w13, w2, weights, ids), 1e-2)
 

@@ -31,14 +31,6 @@ def test_products(rows: int, columns: int) -> None:
         assert_tiles(matmul("bf16").linear(x, weight), x, weight)
 
 
-def test_products_of_several_weights_of_which_some_have_few_rows() -> None:
-    for rows in (16, 8):
-        weight = make_weight("bf16", rows, 64, batch=(3,))
-        x = torch.randn(20, 64)
-        y = matmul("bf16").linear(x, weight)
-        assert_tiles(y, x, weight)
-
-
 def test_a_token_that_is_not_a_number_spoils_no_other() -> None:
     weight = make_weight("bf16", 64, 96)
     x = torch.randn(19, 96)
@@ -49,6 +41,19 @@ def test_a_token_that_is_not_a_number_spoils_no_other() -> None:
     kept = [i for i in range(19) if i not in (4, 17)]
     assert bool(y[4].isnan().all())
     assert torch.equal(y[kept], good[kept])
+
+
+def test_no_expert_spoils_another_token() -> None:
+    w13 = tamed(make_weight("bf16", 64, 96, batch=(4, 2)))
+    w2 = tamed(make_weight("bf16", 96, 64, batch=(4,), seed=1))
+    x, ids = torch.randn(30, 96), spread_ids(30, 2).clamp(max=3)
+    weights = torch.rand(ids.shape)
+    good = matmul("bf16").experts(x, w13, w2, weights, ids)
+    x[11] = torch.nan
+    y = matmul("bf16").experts(x, w13, w2, weights, ids)
+    others = [i for i in range(30) if i != 11]
+    assert bool(y[11].isnan().all())
+    assert torch.equal(y[others], good[others])
 
 
 @pytest.mark.parametrize("tokens", [4, 9, 40, 700])
@@ -69,7 +74,7 @@ def test_experts(hidden: int, width: int, tokens: int) -> None:
     [(64, 40), (40, 64), (64, 8), (8, 64), (40, 24)],
     ids=["w13 alone", "w2 alone", "narrow", "few columns", "neither"],
 )
-@pytest.mark.parametrize("tokens", [6, 60])
+@pytest.mark.parametrize("tokens", [6, 20, 60])
 def test_experts_of_which_one_matrix_is_no_whole_tiles(
     hidden: int, width: int, tokens: int
 ) -> None:

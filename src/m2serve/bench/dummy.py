@@ -129,11 +129,15 @@ class _Maker:
             case "int4-g32" | "int4-g128":
                 group = int(format.removeprefix("int4-g"))
                 scale = torch.full((*size, columns // group), std / 4.6, device=self.device)
-                packed = self._codes(*size, columns // 2) | 0x11  # odd: -7 to 7, of mean 0
+                packed = self._codes(*size, columns // 2)
+                packed |= 0x11  # odd codes: -7 to 7, of mean 0
                 return Int4Weight(packed, scale.to(torch.bfloat16), None, group)
             case "int8":
-                codes = (self._codes(*size, columns) | 1).view(torch.int8)  # odd: of mean 0
-                return Int8Weight(codes, torch.full(size, std / 74, device=self.device))
+                codes = self._codes(*size, columns)
+                codes |= 1  # odd: of mean 0
+                return Int8Weight(
+                    codes.view(torch.int8), torch.full(size, std / 74, device=self.device)
+                )
         raise UsageError(f"format {format!r} is unknown; one of {', '.join(FORMATS)}")
 
     def _codes(self, *size: int) -> torch.Tensor:

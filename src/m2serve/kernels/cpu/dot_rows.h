@@ -66,7 +66,8 @@ inline void dot_rows(const Task& task) {
         x[m] = static_cast<const uint16_t*>(task.x.values) + task.token(m) * task.x.padded;
     }
     const int64_t columns_at_once = kDotValues / task.num_tokens / kPad * kPad;
-    for (int64_t k0 = 0; k0 < task.w.columns; k0 += columns_at_once) {
+    int64_t k0 = 0;
+    do {  // once also for no columns at all: the sums are 0 then
         const int64_t k1 = std::min(task.w.columns, k0 + columns_at_once);
         for (int64_t n = task.n0; n < task.n1; ++n) {
             int64_t m = 0;
@@ -77,7 +78,8 @@ inline void dot_rows(const Task& task) {
                 if (task.num_tokens - m == left + 1) dot_row<left + 1>(task, n, m, k0, k1, x);
             });
         }
-    }
+        k0 += columns_at_once;
+    } while (k0 < task.w.columns);
 }
 
 struct StoredRows {

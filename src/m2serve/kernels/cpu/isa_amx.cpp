@@ -1,5 +1,5 @@
-// The kernels for AMX with bfloat16: those of AVX-512, and for many rows of activations the tile
-// registers.
+// The kernels for AMX with bfloat16: those of AVX-512, and the tile registers for many rows of
+// activations, with BF16 weights for two or more.
 #define M2_ISA amx
 #define M2_HAS_BF16_DOT
 #include "simd_avx512.h"

@@ -26,13 +26,13 @@ RowBytes row_bytes(const m2_weight& weight);
 // What borders between rows of the weight that different threads compute are multiples of.
 int64_t least_rows(const m2_weight& weight);
 
-// Room for `num_rows` rows in `workspace`, for Kernels::prepare_row to fill; for kTiles there is memory
-// for a whole tile of rows behind the last.
+// Room for `num_rows` rows in `workspace`, for `prepare` to fill; for kTiles there is memory for a whole
+// tile of rows behind the last.
 Activations make_activations(const m2_weight& weight, ActivationKind kind, int64_t num_rows,
                              Workspace& workspace);
 
-// Fills row i from row rows[i] of x [.., columns], i if null; by the caller alone where that is
-// faster.
+// Fills row i from row rows[i] of x [.., columns], i if null, of kTurned with zeros for -1; by the
+// caller alone where that is faster.
 void prepare(const m2_weight& weight, const Activations& activations, int64_t num_rows,
              const float* x, const int32_t* rows = nullptr);
 

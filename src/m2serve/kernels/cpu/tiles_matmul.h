@@ -39,7 +39,8 @@ inline Ahead panel_behind(const Task& task, int64_t n, int64_t k, bool is_last_s
         const int64_t together = w.interleaved ? kLanes : 1;  // rows in one piece
         const int64_t stride = together * w.code_stride;
         const auto bytes = [&](int64_t columns) { return columns * stride / w.columns; };
-        ahead.add(codes + bytes(k), rows / together, bytes(std::min(kPanelColumns, w.columns - k)), stride);
+        ahead.add(codes + bytes(k), rows / together, bytes(std::min(kPanelColumns, w.columns - k)),
+                  stride);
     }
     return ahead;
 }

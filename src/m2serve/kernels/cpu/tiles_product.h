@@ -1,6 +1,7 @@
 // One or two blocks of 16 rows as they lie in memory against one or two slabs of 16 rows that were
 // turned before: two by two tiles of results stay in registers while the columns pass. The turned
-// ones are weights, which are expanded on the way, or few activations (tiles_stored.h).
+// ones are weights, which are expanded on the way, or the activations of BF16 weights
+// (tiles_stored.h).
 #pragma once
 
 #include "tiles_ahead.h"

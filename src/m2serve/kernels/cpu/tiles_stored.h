@@ -19,8 +19,10 @@ void prepare_slab(const Activations& x, int64_t slab, const float* const* rows) 
     for (int64_t s = 0; s < steps; ++s) {
         F pairs[kLanes];
         for (int r = 0; r < kLanes; ++r) {
+            pairs[r] = zero();
+            if (!rows[r]) continue;
             const float* from = rows[r] + s * kRegisterColumns;
-            pairs[r] = rows[r] ? as_float(row_of_floats(load(from), load(from + kLanes))) : zero();
+            pairs[r] = as_float(row_of_floats(load(from), load(from + kLanes)));
         }
         transpose(pairs);
         for (int p = 0; p < kRegisterPairs; ++p) to[s][p] = as_bits(pairs[p]);
@@ -62,16 +64,18 @@ class RowsBehind {
     }
     RowsBehind() = default;
     // All of them in so many steps.
-    void spread(int64_t steps) { lines_ = (lines_ + steps - 1) / steps; }
-    // Into the second cache. Possibly a few lines behind the last.
+    void spread(int64_t steps) { at_once_ = (lines_ + steps - 1) / steps; }
+    // Into the second cache.
     void ask() {
-        for (int64_t i = 0; i < lines_; ++i) __builtin_prefetch(at_ + i * kBytes, 0, 2);
-        at_ += lines_ * kBytes;
+        const int64_t lines = std::min(at_once_, lines_);
+        for (int64_t i = 0; i < lines; ++i) __builtin_prefetch(at_ + i * kBytes, 0, 2);
+        at_ += lines * kBytes;
+        lines_ -= lines;
     }
 
   private:
     const uint8_t* at_ = nullptr;
-    int64_t lines_ = 0;
+    int64_t lines_ = 0, at_once_ = 0;  // left, of a step
 };
 
 // run(m0, m1) for slices of a task's rows of activations: whole pairs of slabs.
@@ -134,7 +138,9 @@ inline void stored_matmul(const Task& task, TileSums& sums) {
                 const int64_t at = n + b * kRegisterRows;
                 place[b] = stored_block(task, at);
                 blocks.rows[b] = task.w.row(place[b].n);
-                blocks.behind[b] = {task, at + blocks.count * kRegisterRows, task.w.next_rows};
+                blocks.behind[b] = {
+                    task, at + blocks.count * kRegisterRows,
+                    m1 < task.num_tokens ? task.w.row(task.n0) : task.w.next_rows};
             }
             stored_sums(task, blocks, m0, m1, sums, [&](int64_t m, int s) {
                 for (int b = 0; b < blocks.count; ++b) {
@@ -161,9 +167,13 @@ inline void store_turned(const float (*gate)[kLanes], const float (*up)[kLanes],
 inline void stored_gate_up(const Task& gate, const Task& up, const Activations& hidden,
                            TileSums& sums) {
     const int64_t slab_pairs = steps_of(hidden.columns) * kRegisterPairs;
-    const uint8_t* next = up.w.next_rows;
-    const uint8_t* next_up = next ? next + up.w.rows * up.w.code_stride : nullptr;
+    // W3 of an expert lies behind its W1.
+    const uint8_t* behind = up.w.next_rows;
+    const uint8_t* up_behind = behind ? behind + up.w.rows * up.w.code_stride : nullptr;
     for_stored_slices(gate, [&](int64_t m0, int64_t m1) {
+        const bool is_last = m1 == gate.num_tokens;
+        const uint8_t* next = is_last ? behind : gate.w.row(gate.n0);
+        const uint8_t* next_up = is_last ? up_behind : up.w.row(up.n0);
         for (int64_t n = gate.n0; n < gate.n1; n += kRegisterRows) {
             const StoredBlock block = stored_block(gate, n);
             StoredBlocks blocks{{gate.w.row(block.n), up.w.row(block.n)},

@@ -110,9 +110,9 @@ struct Kernels {
     int64_t scratch_bytes;
     // gate = silu(gate) * up.
     void (*silu_mul)(float* gate, const float* up, int64_t size);
-    // Columns n0..n1 of hidden = silu(w1 x) * (w3 x) of the same rows of x and hidden, both kTiles or
-    // both kTurned; with the last columns also what pads them. Null where there are no tiles. `scratch` has
-    // gate_up_scratch_bytes(w1.columns), 64-byte aligned.
+    // Columns n0..n1 of hidden = silu(w1 x) * (w3 x) of the same rows of x and hidden, both kTiles
+    // or both kTurned; with the last columns also what pads them. Null where there are no tiles.
+    // `scratch` has gate_up_scratch_bytes(w1.columns), 64-byte aligned.
     void (*gate_up)(const Matrix& w1, const Matrix& w3, int64_t n0, int64_t n1, const Activations& x,
                     const int32_t* tokens, int64_t num_tokens, const Activations& hidden,
                     void* scratch) = nullptr;
