@@ -9,7 +9,6 @@ from stored import FORMATS, fp8, int4, int8, make_weight, num_columns
 from test_parity_cpu_experts import assert_near, hot_ids, pair, spread_ids, tamed
 
 from m2serve.checkpoint.weights import (
-    DenseWeight,
     Fp8BlockWeight,
     Int8Weight,
     Nvfp4Weight,
