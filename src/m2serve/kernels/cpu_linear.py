@@ -20,8 +20,8 @@ from m2serve.kernels.cpu_weights import cpu_weight
 # bfloat16, else float. "int8" rounds them to int8 with a scale for every 16 or 32 values, for
 # formats with integer codes and a number of rows that is a multiple of 8 (AVX2) or 16 (AVX-512);
 # other weights meet them as with "bf16". With AMX a product of 16 rows or more (of experts: 16 for
-# each that is hit, on average) is bfloat16 instead of int8, too, so that what a prompt gives depends
-# by rounding on how it was cut, and a batch on its size.
+# each that is hit, on average) is bfloat16 instead of int8, too: what a prompt gives depends by
+# rounding on how it was cut, and a batch on its size.
 CpuActivation = Literal["auto", "float", "bf16", "int8"]
 
 _FLOAT, BF16_ACTIVATION, INT8_ACTIVATION = range(3)  # m2_activation of cpu/types.h
