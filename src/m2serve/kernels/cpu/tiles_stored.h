@@ -12,6 +12,7 @@ namespace {
 constexpr int64_t kMemoryTokens = 32;
 // Of activations that meet all rows of a task before the next: half of the second cache.
 constexpr int64_t kSliceSteps = 1024;
+
 // A slab of 16 rows of activations, from the 16 given; null is a row of zeros.
 void prepare_slab(const Activations& x, int64_t slab, const float* const* rows) {
     const int64_t steps = steps_of(x.columns);
@@ -46,6 +47,7 @@ inline StoredBlock stored_block(const Task& task, int64_t n) {
     return {first, static_cast<int>(n - first),
             static_cast<int>(std::min(task.n1 - first, kRegisterRows))};
 }
+
 // The 16 rows that are read next, asked for in their order while those before them are multiplied.
 class RowsBehind {
   public:
