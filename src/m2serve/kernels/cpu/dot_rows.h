@@ -52,7 +52,7 @@ template <int M>
 inline void dot_row(const Task& task, int64_t n, int64_t m0, int64_t k0, int64_t k1,
                     const uint16_t* const* x) {
     F acc[M];
-    dot_span<M>(task.w.codes + n * task.w.code_stride, k0, k1, x + m0, acc);
+    dot_span<M>(task.w.row(n), k0, k1, x + m0, acc);
     each<M>([&](auto m) {
         float* out = task.out(m0 + m, n);
         *out = (k0 > 0 ? *out : 0.0f) + sum(acc[m]);
@@ -86,7 +86,7 @@ struct StoredRows {
     const Matrix& w;
     // Columns k0..k1 of row n, with zeros up to a whole vector; returns how many.
     int64_t copy(int64_t n, int64_t k0, int64_t k1, uint16_t* to) const {
-        const uint8_t* codes = w.codes + n * w.code_stride;
+        const uint8_t* codes = w.row(n);
         for (int64_t k = k0; k < k1; k += kDotColumns) {
             store_bytes(to + k - k0, load_unit(codes + k * 2, (k1 - k) * 2));
         }

@@ -11,8 +11,6 @@ namespace {
 constexpr int64_t kBf16From = 5;
 // Numbers that are prepared before another thread would have begun to help.
 constexpr int64_t kAloneBelow = 4096;
-// Of a tile of activations (tiles_matmul.h).
-constexpr int64_t kRegisterRows = 16, kRegisterColumns = 32;
 
 int64_t round_up(int64_t value, int64_t to) { return (value + to - 1) / to * to; }
 
@@ -111,10 +109,10 @@ Activations make_activations(const m2_weight& weight, ActivationKind kind, int64
     x.columns = weight.columns;
     const bool tiles = kind == ActivationKind::kTiles, turned = kind == ActivationKind::kTurned;
     // An odd number of cache lines: the rows of a tile do not all map to the same few.
-    x.padded = tiles ? round_up(weight.columns, 2 * kRegisterColumns) + kRegisterColumns
+    x.padded = tiles ? round_up(weight.columns, 2 * kSlabColumns) + kSlabColumns
              : turned ? weight.columns
                       : round_up(weight.columns, kPad);
-    if (tiles) num_rows += kRegisterRows - 1;
+    if (tiles) num_rows += kSlabRows - 1;
     if (turned) num_rows = round_up(num_rows, kSlabRows);
     const int64_t size = kind == ActivationKind::kFloat ? 4 : kind == ActivationKind::kInt8 ? 1 : 2;
     const int64_t values = num_rows * x.padded * size;
@@ -128,6 +126,16 @@ Activations make_activations(const m2_weight& weight, ActivationKind kind, int64
 
 namespace {
 
+// run(piece, thread) for every piece of so many numbers.
+template <class Run>
+void for_pieces(int64_t pieces, int64_t numbers, const Run& run) {
+    if (numbers < kAloneBelow) {
+        for (int64_t piece = 0; piece < pieces; ++piece) run(piece, 0);
+    } else {
+        parallel_for(pieces, run);
+    }
+}
+
 void prepare_slabs(const Activations& activations, int64_t num_rows, const float* x,
                    const int32_t* rows) {
     const auto prepare_slab = [&](int64_t slab, int) {
@@ -140,11 +148,7 @@ void prepare_slabs(const Activations& activations, int64_t num_rows, const float
         best_kernels()->prepare_slab(activations, slab, from);
     };
     const int64_t slabs = (num_rows + kSlabRows - 1) / kSlabRows;
-    if (num_rows * activations.columns < kAloneBelow) {
-        for (int64_t slab = 0; slab < slabs; ++slab) prepare_slab(slab, 0);
-    } else {
-        parallel_for(slabs, prepare_slab);
-    }
+    for_pieces(slabs, num_rows * activations.columns, prepare_slab);
 }
 
 }  // namespace
@@ -159,11 +163,7 @@ void prepare(const m2_weight& weight, const Activations& activations, int64_t nu
         const int64_t from = rows ? rows[row] : row;
         best_kernels()->prepare_row(any, activations, row, x + from * weight.columns);
     };
-    if (num_rows * weight.columns < kAloneBelow) {
-        for (int64_t row = 0; row < num_rows; ++row) prepare_row(row, 0);
-    } else {
-        parallel_for(num_rows, prepare_row);
-    }
+    for_pieces(num_rows, num_rows * weight.columns, prepare_row);
 }
 
 }  // namespace m2

@@ -8,15 +8,6 @@
 namespace m2::M2_ISA {
 namespace {
 
-// Of activations, of which a slice meets every slab before the next: half of the second cache.
-constexpr int64_t kSliceBytes = 1 << 20;
-
-// Tokens of a slice: whole pairs of blocks.
-inline int64_t slice_tokens(int64_t columns) {
-    const int64_t tokens = kSliceBytes / (2 * std::max<int64_t>(1, columns));
-    return std::max<int64_t>(1, tokens / (2 * kRegisterRows)) * 2 * kRegisterRows;
-}
-
 int64_t gate_up_scratch_bytes(int64_t columns) {
     return static_cast<int64_t>(sizeof(TileSums)) +
            2 * steps_of(columns) * static_cast<int64_t>(sizeof(ExpandedStep));
@@ -30,7 +21,7 @@ inline Ahead slabs_behind(const Task& gate, const Task& up, int64_t n, bool is_l
     if (n + kLanes < gate.n1) {
         const int64_t rows = std::min<int64_t>(kLanes, gate.n1 - n - kLanes);
         for (const Task* task : {&gate, &up}) {
-            ahead.add(task->w.codes + (n + kLanes) * stride, 1, rows * stride, 0);
+            ahead.add(task->w.row(n + kLanes), 1, rows * stride, 0);
         }
     } else if (const uint8_t* codes = is_last_slice ? up.w.next_rows : gate.w.row(gate.n0)) {
         ahead.add(codes, 1, std::min<int64_t>(kLanes, gate.n1 - gate.n0) * stride, 0);
@@ -74,7 +65,7 @@ void gate_up_slab(const Task& gate, const Task& up, int64_t n, int64_t m0, int64
     for (int64_t m = m0; m < m1; m += 2 * kRegisterRows) {
         const int num_blocks = m + kRegisterRows < m1 ? 2 : 1;
         tile_products(num_blocks, 2, activations_against(gate, m, 0, first, first + steps, steps),
-                      sums, [&](int64_t) { ahead.ask(lines); });
+                      sums, [&] { ahead.ask(lines); });
         for (int t = 0; t < num_blocks; ++t) {
             const int64_t token = m + t * kRegisterRows;
             store_gated(sums.of[t][0], sums.of[t][1], gate_factor, up_factor,

@@ -78,7 +78,7 @@ void panel(const Task& task, int64_t m0, int64_t m1, int64_t k, TileScratch& scr
             const TileFactors factors =
                 activations_against(task, m, k, scratch.weights[0], scratch.weights[1], steps);
             tile_products(num_blocks, num_slabs, factors, scratch.sums,
-                          [&](int64_t) { ahead.ask(lines); });
+                          [&] { ahead.ask(lines); });
             for (int t = 0; t < num_blocks; ++t) {
                 for (int s = 0; s < num_slabs; ++s) {
                     add_tile(task, m + t * kRegisterRows, m1, n + s * kLanes, finish,

@@ -22,7 +22,7 @@ struct alignas(64) TileSums {
     float of[2][2][kRegisterRows][kLanes];  // [block, slab, its row, its row]
 };
 
-// ask(step) once before every step.
+// ask() once before every step.
 template <int num_blocks, int num_slabs, class Ask>
 inline void tile_product(const TileFactors& factors, TileSums& sums, const Ask& ask) {
     const auto [rows, stride, turned, steps] = factors;
@@ -32,7 +32,7 @@ inline void tile_product(const TileFactors& factors, TileSums& sums, const Ask& 
     if constexpr (num_blocks == 2) _tile_zero(2);
     if constexpr (num_blocks == 2 && num_slabs == 2) _tile_zero(3);
     for (int64_t s = 0; s < steps; ++s) {
-        ask(s);
+        ask();
         _tile_loadd(6, turned[0][s], kBytes);
         _tile_loadd(4, rows[0] + s * kBytes, stride);
         _tile_dpbf16ps(0, 4, 6);
@@ -84,6 +84,15 @@ inline int64_t steps_of(int64_t columns) {
 // Pairs of blocks of so many tokens.
 inline int64_t block_pairs(int64_t tokens) {
     return (tokens + 2 * kRegisterRows - 1) / (2 * kRegisterRows);
+}
+
+// Of activations, of which a slice meets every slab before the next: half of the second cache.
+constexpr int64_t kSliceBytes = 1 << 20;
+
+// Tokens of a slice: whole pairs of blocks.
+inline int64_t slice_tokens(int64_t columns) {
+    const int64_t tokens = kSliceBytes / (2 * std::max<int64_t>(1, columns));
+    return std::max<int64_t>(1, tokens / (2 * kRegisterRows)) * 2 * kRegisterRows;
 }
 
 template <class Tiles>

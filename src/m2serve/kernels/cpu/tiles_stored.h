@@ -10,8 +10,6 @@ namespace {
 
 // Up to so many rows of activations one block of weights at a time is faster: memory decides.
 constexpr int64_t kMemoryTokens = 32;
-// Of activations that meet all rows of a task before the next: half of the second cache.
-constexpr int64_t kSliceSteps = 1024;
 
 // A slab of 16 rows of activations, from the 16 given; null is a row of zeros.
 void prepare_slab(const Activations& x, int64_t slab, const float* const* rows) {
@@ -80,11 +78,10 @@ class RowsBehind {
     int64_t lines_ = 0, at_once_ = 0;  // left, of a step
 };
 
-// run(m0, m1) for slices of a task's rows of activations: whole pairs of slabs.
+// run(m0, m1) for slices of a task's rows of activations.
 template <class Run>
 inline void for_stored_slices(const Task& task, const Run& run) {
-    const int64_t pairs = std::max<int64_t>(1, kSliceSteps / (2 * steps_of(task.w.columns)));
-    const int64_t rows = pairs * 2 * kLanes;
+    const int64_t rows = slice_tokens(task.w.columns);
     for (int64_t m = 0; m < task.num_tokens; m += rows) {
         run(m, std::min(task.num_tokens, m + rows));
     }
@@ -109,7 +106,7 @@ inline void stored_sums(const Task& task, StoredBlocks& blocks, int64_t m0, int6
         const ExpandedStep* turned = turned_steps(task, m);
         const TileFactors factors{{blocks.rows[0], blocks.rows[1]}, task.w.code_stride,
                                   {turned, turned + steps}, steps};
-        tile_products(blocks.count, num_slabs, factors, sums, [&](int64_t) {
+        tile_products(blocks.count, num_slabs, factors, sums, [&] {
             for (int b = 0; b < blocks.count; ++b) blocks.behind[b].ask();
         });
         for (int s = 0; s < num_slabs; ++s) finish(m, s);

@@ -71,7 +71,7 @@ struct Matrix {
 // [rows / 16, columns / 32, 16 pairs of columns, 16 rows, 2].
 enum class ActivationKind : int32_t { kFloat, kBf16, kInt8, kTiles, kTurned };
 
-// Of a slab of kTurned.
+// Of a tile of activations: a slab of kTurned is one after another.
 constexpr int64_t kSlabRows = 16, kSlabColumns = 32;
 
 inline bool is_for_tiles(ActivationKind kind) {
