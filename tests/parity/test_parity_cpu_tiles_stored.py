@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import pytest
 import torch
 from stored import make_weight
@@ -102,3 +104,37 @@ def test_any_number_of_threads_gives_the_same() -> None:
     torch.set_num_threads(before)
     assert all(torch.equal(products[0], other) for other in products)
     assert all(torch.equal(experts[0], other) for other in experts)
+
+
+def of_threads(count: int, run: Callable[[], torch.Tensor]) -> torch.Tensor:
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        return run()
+    finally:
+        torch.set_num_threads(before)
+
+
+@pytest.mark.parametrize(("rows", "columns"), [(264, 96), (300, 64), (80, 1056)])
+def test_a_prompt_that_few_threads_cut_into_slices(rows: int, columns: int) -> None:
+    """One thread turns slices for itself, five share what was turned; results pass the caches."""
+    weight = make_weight("bf16", rows, columns)
+    x = torch.randn(1099, columns)
+    one = of_threads(1, lambda: matmul("bf16").linear(x, weight))
+    assert_tiles(one, x, weight)
+    for count in (2, 5):
+        assert torch.equal(of_threads(count, lambda: matmul("bf16").linear(x, weight)), one)
+
+
+def test_experts_of_a_prompt_that_passes_the_caches() -> None:
+    """Both of what is turned is more than four megabytes; the second slice of tokens is small."""
+    w13 = tamed(make_weight("bf16", 288, 320, batch=(6, 2)))
+    w2 = tamed(make_weight("bf16", 320, 288, batch=(6,), seed=1))
+    x = torch.randn(2060, 320).bfloat16().float() * 320**-0.5
+    ids = spread_ids(2060, 4).clamp(max=5)
+    weights = torch.rand(ids.shape)
+    one = of_threads(1, lambda: matmul("bf16").experts(x, w13, w2, weights, ids))
+    assert_near(one.double(), expected_experts(x, w13, w2, weights, ids), 1e-2)
+    for count in (2, 5):
+        again = of_threads(count, lambda: matmul("bf16").experts(x, w13, w2, weights, ids))
+        assert torch.equal(again, one)

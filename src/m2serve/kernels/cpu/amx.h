@@ -13,6 +13,7 @@ struct AmxKernels {
     decltype(Kernels::prepare_row) prepare_row;
     decltype(Kernels::matmul) matmul;
     int64_t scratch_bytes;
+    decltype(Kernels::add_matmul) add_matmul;
     decltype(Kernels::gate_up) gate_up;
     decltype(Kernels::gate_up_scratch_bytes) gate_up_scratch_bytes;
     decltype(Kernels::prepare_slab) prepare_slab;

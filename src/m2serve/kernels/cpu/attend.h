@@ -10,6 +10,7 @@
 
 #include "exponential.h"
 #include "kv_codec.h"
+#include "zip.h"
 
 namespace m2::M2_ISA {
 namespace {
@@ -285,14 +286,11 @@ inline void attend(const HeadKeys& keys, const HeadKeys& next, const QueryRows& 
 // Numbers of a row from units and parts to the order of the dimensions, or the other way round.
 template <int parts, bool is_back>
 inline void turn_dims(float* row, int64_t padded) {
-    constexpr int64_t kUnit = parts * kLanes;
-    float turned[kUnit];
-    for (int64_t d = 0; d < padded; d += kUnit) {
-        for (int64_t i = 0; i < kUnit; ++i) {
-            const int64_t at = i % parts * kLanes + i / parts;
-            turned[is_back ? at : i] = row[d + (is_back ? i : at)];
-        }
-        std::memcpy(row + d, turned, sizeof turned);
+    for (int64_t d = 0; d < padded; d += parts * kLanes) {
+        F unit[parts];
+        for (int j = 0; j < parts; ++j) unit[j] = load(row + d + j * kLanes);
+        is_back ? unzip_all<parts>(unit) : zip_all<parts>(unit);
+        for (int j = 0; j < parts; ++j) store(row + d + j * kLanes, unit[j]);
     }
 }
 

@@ -65,6 +65,7 @@ const Kernels* amx_kernels() {
         all.prepare_row = kAmxKernels.prepare_row;
         all.matmul = kAmxKernels.matmul;
         all.scratch_bytes = std::max(all.scratch_bytes, kAmxKernels.scratch_bytes);
+        all.add_matmul = kAmxKernels.add_matmul;
         all.gate_up = kAmxKernels.gate_up;
         all.gate_up_scratch_bytes = kAmxKernels.gate_up_scratch_bytes;
         all.prepare_slab = kAmxKernels.prepare_slab;

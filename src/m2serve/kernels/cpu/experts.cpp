@@ -12,7 +12,7 @@ namespace m2 {
 namespace {
 
 // More tokens are computed in slices, which bounds the memory of what lies between the products.
-constexpr int64_t kTokensAtOnce = 1024;
+constexpr int64_t kTokensAtOnce = 2048;
 // With so few rows an expert, and with tiles, a chunk of the second product is over in microseconds,
 // and reads of every expert a piece: long pieces are worth more than even ends.
 constexpr int64_t kFewRows = 4;
@@ -150,7 +150,9 @@ void down(const Pass& pass, int64_t num_tokens, int64_t n0, int64_t n1) {
     Scratch& scratch = scratch_of_thread();
     const int64_t width = pass.w2.rows, size = n1 - n0;
     void* kernel = scratch.kernel.get(run.scratch_bytes);
-    auto* part = static_cast<float*>(scratch.rows.get(pass.routing.most_pairs * size * 4));
+    const bool adds = run.add_matmul && is_for_tiles(pass.hidden.kind);
+    auto* part = adds ? nullptr
+                      : static_cast<float*>(scratch.rows.get(pass.routing.most_pairs * size * 4));
     for (int64_t t = 0; t < num_tokens; ++t) {
         std::memset(pass.y + t * width + n0, 0, static_cast<size_t>(size) * 4);
     }
@@ -160,8 +162,15 @@ void down(const Pass& pass, int64_t num_tokens, int64_t n0, int64_t n1) {
         if (hit + 1 < pass.num_hit()) {
             w2.next_rows = matrix_of(pass.w2, pass.routing.hit[hit + 1]).row(n0);
         }
-        run.matmul(w2, n0, n1, pass.hidden, pass.rows_of_hidden() + first, end - first, part,
-                   size, kernel);
+        const int32_t* rows = pass.rows_of_hidden() + first;
+        if (adds) {
+            run.add_matmul(w2, n0, n1, pass.hidden, rows, end - first,
+                           {pass.y + n0, width, pass.routing.tokens.data() + first,
+                            pass.routing.weights.data() + first},
+                           kernel);
+            continue;
+        }
+        run.matmul(w2, n0, n1, pass.hidden, rows, end - first, part, size, kernel);
         for (int64_t pair = first; pair < end; ++pair) {
             const float weight = pass.routing.weights[pair];
             const float* from = part + (pair - first) * size;

@@ -37,6 +37,11 @@ void matmul(const Matrix& w, int64_t n0, int64_t n1, const Activations& x, const
     tiled_matmul({w, n0, n1, x, tokens, num_tokens, c, ldc, scratch});
 }
 
+void add_matmul(const Matrix& w, int64_t n0, int64_t n1, const Activations& x,
+                const int32_t* tokens, int64_t num_tokens, const AddTo& to, void* scratch) {
+    tiled_matmul({w, n0, n1, x, tokens, num_tokens, nullptr, 0, scratch, to});
+}
+
 void gate_up(const Matrix& w1, const Matrix& w3, int64_t n0, int64_t n1, const Activations& x,
              const int32_t* tokens, int64_t num_tokens, const Activations& hidden, void* scratch) {
     tiled_gate_up({w1, n0, n1, x, tokens, num_tokens, nullptr, 0, scratch},
@@ -48,6 +53,6 @@ void gate_up(const Matrix& w1, const Matrix& w3, int64_t n0, int64_t n1, const A
 
 constinit const AmxKernels kAmxKernels{
     M2_ISA::kTilesFrom, M2_ISA::kTurnedFrom, M2_ISA::prepare_row, M2_ISA::matmul,
-    sizeof(M2_ISA::TileScratch), M2_ISA::gate_up, M2_ISA::gate_up_scratch_bytes,
-    M2_ISA::prepare_slab};
+    sizeof(M2_ISA::TileScratch), M2_ISA::add_matmul, M2_ISA::gate_up,
+    M2_ISA::gate_up_scratch_bytes, M2_ISA::prepare_slab};
 }  // namespace m2

@@ -3,40 +3,48 @@
 
 #include <cmath>
 
-#include "bf16.h"
 #include "matmul.h"
+#include "zip.h"
 
 namespace m2::M2_ISA {
 namespace {
 
-// Columns of vector v, lane i within a unit: natural, or as the bytes of 32-bit lanes come apart.
+// A unit is kPieces times kParts vectors. Of every piece the columns are taken apart, each kParts-th
+// to one vector, which is vector(piece, part) of the unit: natural, or as the bytes of 32-bit lanes
+// come apart.
 struct Natural {
-    static constexpr int kUnit = kLanes;
-    static int column(int, int i) { return i; }
+    static constexpr int kPieces = 2, kParts = 1;
+    static constexpr int vector(int piece, int) { return piece; }
 };
 struct Pairs {
-    static constexpr int kUnit = 2 * kLanes;
-    static int column(int v, int i) { return 2 * i + v; }
+    static constexpr int kPieces = 1, kParts = 2;
+    static constexpr int vector(int, int part) { return part; }
 };
 struct Quads {
-    static constexpr int kUnit = 4 * kLanes;
-    static int column(int v, int i) { return 4 * i + v; }
+    static constexpr int kPieces = 1, kParts = 4;
+    static constexpr int vector(int, int part) { return part; }
 };
 struct Bytes {  // the even columns of either half, then the odd ones
-    static constexpr int kUnit = 4 * kLanes;
-    static int column(int v, int i) { return (v & 1) * 2 * kLanes + 2 * i + (v >> 1); }
+    static constexpr int kPieces = 2, kParts = 2;
+    static constexpr int vector(int piece, int part) { return 2 * part + piece; }
 };
 struct Nibbles {  // the even columns' four bytes, then the odd ones'
-    static constexpr int kUnit = 8 * kLanes;
-    static int column(int v, int i) { return 8 * i + 2 * (v & 3) + (v >> 2); }
+    static constexpr int kPieces = 1, kParts = 8;
+    static constexpr int vector(int, int part) { return part / 2 + part % 2 * 4; }
 };
 
-inline void put(float* to, float value) { *to = value; }
-inline void put(uint16_t* to, float value) { *to = bf16_code(value); }
+inline void put_two(float* to, F low, F high) {
+    store(to, low);
+    store(to + kLanes, high);
+}
+#ifdef M2_HAS_BF16_DOT
+inline void put_two(uint16_t* to, F low, F high) { store_bf16(to, low, high); }
+#endif
 
 template <class Order, class Value>
 void permute_row(const float* x, int64_t columns, int64_t padded, Value* to) {
-    constexpr int kUnit = Order::kUnit;
+    constexpr int kParts = Order::kParts, kVectors = Order::kPieces * kParts;
+    constexpr int64_t kUnit = kVectors * kLanes;
     for (int64_t k = 0; k < padded; k += kUnit) {
         float unit[kUnit] = {};
         const int64_t left = columns - k < kUnit ? columns - k : kUnit;
@@ -45,28 +53,16 @@ void permute_row(const float* x, int64_t columns, int64_t padded, Value* to) {
             if (left > 0) std::memcpy(unit, from, static_cast<size_t>(left) * 4);
             from = unit;
         }
-        for (int v = 0; v < kUnit / kLanes; ++v) {
-            for (int i = 0; i < kLanes; ++i) {
-                put(to + k + v * kLanes + i, from[Order::column(v, i)]);
-            }
+        F ordered[kVectors];
+        for (int piece = 0; piece < Order::kPieces; ++piece) {
+            F parts[kParts];
+            for (int i = 0; i < kParts; ++i) parts[i] = load(from + (piece * kParts + i) * kLanes);
+            unzip_all<kParts>(parts);
+            for (int i = 0; i < kParts; ++i) ordered[Order::vector(piece, i)] = parts[i];
         }
+        for (int v = 0; v < kVectors; v += 2) put_two(to + k + v * kLanes, ordered[v], ordered[v + 1]);
     }
 }
-
-// bfloat16 in the order of the columns: weights of the same kind are multiplied as they are stored.
-#ifdef M2_HAS_BF16_DOT
-inline void round_row(const float* x, int64_t columns, int64_t padded, uint16_t* to) {
-    for (int64_t k = 0; k < padded; k += kDotColumns) {
-        alignas(64) float rest[kDotColumns] = {};
-        const float* from = x + k;
-        if (columns - k < kDotColumns) {
-            if (columns > k) std::memcpy(rest, from, static_cast<size_t>(columns - k) * 4);
-            from = rest;
-        }
-        store_bf16(to + k, load(from), load(from + kLanes));
-    }
-}
-#endif
 
 template <class Value>
 void order_row(const Matrix& w, const Activations& x, const float* from, Value* to) {
@@ -166,11 +162,12 @@ void prepare_row(const Matrix& w, const Activations& x, int64_t row, const float
         if (w.zero_point) sum_groups(x, from, x.sum + row * groups);
         return;
     }
-    auto* to = static_cast<uint16_t*>(x.values) + at;
 #ifdef M2_HAS_BF16_DOT
-    if (w.format == M2_BF16) return round_row(from, x.columns, x.padded, to);
-#endif
+    auto* to = static_cast<uint16_t*>(x.values) + at;
+    // Weights of the same kind are multiplied as they are stored.
+    if (w.format == M2_BF16) return permute_row<Natural>(from, x.columns, x.padded, to);
     order_row(w, x, from, to);
+#endif
 }
 
 }  // namespace

@@ -9,6 +9,8 @@ namespace {
 
 // With fewer rows the product with float32 activations reads the codes in place.
 constexpr int64_t kBf16From = 5;
+// More turned activations than this have left the caches before they are read.
+constexpr int64_t kStreamedBytes = int64_t{4} << 20;
 // Numbers that are prepared before another thread would have begun to help.
 constexpr int64_t kAloneBelow = 4096;
 
@@ -119,6 +121,7 @@ Activations make_activations(const m2_weight& weight, ActivationKind kind, int64
     const int64_t groups = tiles || turned ? 0 : num_rows * (x.padded / x.group);
     auto* memory = static_cast<uint8_t*>(workspace.get(values + 2 * groups * 4));
     x.values = memory;
+    x.is_streamed = turned && values > kStreamedBytes;
     x.scale = reinterpret_cast<float*>(memory + values);
     x.sum = x.scale + groups;
     return x;
@@ -137,7 +140,7 @@ void for_pieces(int64_t pieces, int64_t numbers, const Run& run) {
 }
 
 void prepare_slabs(const Activations& activations, int64_t num_rows, const float* x,
-                   const int32_t* rows) {
+                   const int32_t* rows, bool alone) {
     const auto prepare_slab = [&](int64_t slab, int) {
         const float* from[kSlabRows];
         for (int64_t i = 0; i < kSlabRows; ++i) {
@@ -148,15 +151,19 @@ void prepare_slabs(const Activations& activations, int64_t num_rows, const float
         best_kernels()->prepare_slab(activations, slab, from);
     };
     const int64_t slabs = (num_rows + kSlabRows - 1) / kSlabRows;
-    for_pieces(slabs, num_rows * activations.columns, prepare_slab);
+    for_pieces(slabs, alone ? 0 : num_rows * activations.columns, prepare_slab);
 }
 
 }  // namespace
 
+void turn_alone(const Activations& activations, int64_t num_rows, const float* x) {
+    prepare_slabs(activations, num_rows, x, nullptr, true);
+}
+
 void prepare(const m2_weight& weight, const Activations& activations, int64_t num_rows,
              const float* x, const int32_t* rows) {
     if (activations.kind == ActivationKind::kTurned) {
-        return prepare_slabs(activations, num_rows, x, rows);
+        return prepare_slabs(activations, num_rows, x, rows, false);
     }
     const Matrix any = matrix_of(weight, 0);
     const auto prepare_row = [&](int64_t row, int) {

@@ -36,4 +36,7 @@ Activations make_activations(const m2_weight& weight, ActivationKind kind, int64
 void prepare(const m2_weight& weight, const Activations& activations, int64_t num_rows,
              const float* x, const int32_t* rows = nullptr);
 
+// Fills kTurned activations from rows of x, by the caller alone.
+void turn_alone(const Activations& activations, int64_t num_rows, const float* x);
+
 }  // namespace m2

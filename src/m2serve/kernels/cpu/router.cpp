@@ -7,6 +7,7 @@
 
 #include "linear.h"
 #include "pool.h"
+#include "token_types.h"
 
 namespace m2 {
 namespace {
@@ -32,8 +33,8 @@ void best_first(std::vector<Candidate>& all, int64_t top_k) {
 void choose(float* scores, const float* bias, int64_t num_experts, int64_t top_k, float* weights,
             int64_t* ids, std::vector<Candidate>& all) {
     all.resize(static_cast<size_t>(num_experts));
+    best_token_kernels()->sigmoid(scores, num_experts);
     for (int64_t e = 0; e < num_experts; ++e) {
-        scores[e] = 1.0f / (1.0f + std::exp(-scores[e]));
         all[static_cast<size_t>(e)] = {scores[e] + bias[e], e};
     }
     best_first(all, top_k);

@@ -79,13 +79,30 @@ void to_floats(int32_t format, const void* from, int64_t count, float* to) {
     }
 }
 
+void sigmoid(float* x, int64_t size) {
+    const auto of = [](F value) {
+        Floats negative = (Floats)mul(value, splat(-1.0f));
+        negative = negative > 88.0f ? Floats{} + 88.0f : negative;
+        const Floats result = 1.0f / (1.0f + (Floats)exponential((F)negative));
+        return (F)result;
+    };
+    int64_t i = 0;
+    for (; i + kLanes <= size; i += kLanes) store(x + i, of(load(x + i)));
+    if (i == size) return;
+    float rest[kLanes] = {};
+    const auto bytes = static_cast<size_t>(size - i) * 4;
+    std::memcpy(rest, x + i, bytes);
+    store(rest, of(load(rest)));
+    std::memcpy(x + i, rest, bytes);
+}
+
 // Query rows of one item of a prefill: with more, they and their sums leave the second cache.
 constexpr int64_t kItemRows = 48;
 
 constexpr TokenKernels kTokenKernels{
     kItemRows,  kItemRows, attend_scratch_bytes, attend,         attend,
     attend_token, arrange_dims, order_dims,      add_rms_norm,   rotate,
-    store_head, scale_row, add_scaled_row,       to_floats};
+    store_head, scale_row, add_scaled_row,       to_floats,      sigmoid};
 
 }  // namespace
 }  // namespace m2::M2_ISA

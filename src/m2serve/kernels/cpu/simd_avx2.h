@@ -87,6 +87,22 @@ inline void transpose(F (&v)[kLanes]) {
     }
 }
 
+// Even lanes of both to a, odd ones to b.
+inline void unzip(F& a, F& b) {
+    const auto in_order = [](F value) {
+        return _mm256_castpd_ps(_mm256_permute4x64_pd(_mm256_castps_pd(value), 0xD8));
+    };
+    const F even = _mm256_shuffle_ps(a, b, 0x88), odd = _mm256_shuffle_ps(a, b, 0xDD);
+    a = in_order(even);
+    b = in_order(odd);
+}
+// The other way round.
+inline void zip(F& a, F& b) {
+    const F low = _mm256_unpacklo_ps(a, b), high = _mm256_unpackhi_ps(a, b);
+    a = _mm256_permute2f128_ps(low, high, 0x20);
+    b = _mm256_permute2f128_ps(low, high, 0x31);
+}
+
 inline I load_bytes(const void* from) {
     return _mm256_loadu_si256(static_cast<const __m256i*>(from));
 }

@@ -103,6 +103,20 @@ inline void transpose(F (&v)[kLanes]) {
     }
 }
 
+// As in simd_avx2.h.
+inline void unzip(F& a, F& b) {
+    const I even = _mm512_set_epi32(30, 28, 26, 24, 22, 20, 18, 16, 14, 12, 10, 8, 6, 4, 2, 0);
+    const F first = _mm512_permutex2var_ps(a, even, b);
+    b = _mm512_permutex2var_ps(a, _mm512_add_epi32(even, _mm512_set1_epi32(1)), b);
+    a = first;
+}
+inline void zip(F& a, F& b) {
+    const I low = _mm512_set_epi32(23, 7, 22, 6, 21, 5, 20, 4, 19, 3, 18, 2, 17, 1, 16, 0);
+    const F first = _mm512_permutex2var_ps(a, low, b);
+    b = _mm512_permutex2var_ps(a, _mm512_add_epi32(low, _mm512_set1_epi32(8)), b);
+    a = first;
+}
+
 inline I load_bytes(const void* from) { return _mm512_loadu_si512(from); }
 inline void store_bytes(void* to, I value) { _mm512_storeu_si512(to, value); }
 inline void store_int8(int8_t* to, F value) {

@@ -15,6 +15,7 @@ struct Task {
     float* c;
     int64_t ldc;
     void* scratch;
+    AddTo add = {};  // instead of c where it has factors
 
     int64_t token(int64_t m) const { return tokens ? tokens[m] : m; }
     float* out(int64_t m, int64_t n) const { return c + m * ldc + (n - n0); }

@@ -9,7 +9,7 @@ namespace m2::M2_ISA {
 namespace {
 
 int64_t gate_up_scratch_bytes(int64_t columns) {
-    return static_cast<int64_t>(sizeof(TileSums)) +
+    return kSlicePairs * static_cast<int64_t>(sizeof(TileSums)) +
            2 * steps_of(columns) * static_cast<int64_t>(sizeof(ExpandedStep));
 }
 
@@ -79,7 +79,7 @@ void gate_up_slab(const Task& gate, const Task& up, int64_t n, int64_t m0, int64
 void tiled_gate_up(const Task& gate, const Task& up, const Activations& hidden) {
     const TileRegisters registers;
     if (gate.x.kind == ActivationKind::kTurned) {
-        return stored_gate_up(gate, up, hidden, *static_cast<TileSums*>(gate.scratch));
+        return stored_gate_up(gate, up, hidden, static_cast<TileSums*>(gate.scratch));
     }
     const Hidden to{static_cast<uint16_t*>(hidden.values) + gate.token(0) * hidden.padded,
                     hidden.padded};

@@ -15,7 +15,7 @@ constexpr int64_t kSliceTokens = 512;  // whose columns of a panel stay in the s
 
 struct TileScratch {
     alignas(64) ExpandedStep weights[2][kPanelSteps];
-    TileSums sums;
+    TileSums sums[kSlicePairs];  // panels need the first one only
 };
 
 // The panel behind that of rows n and columns k: those below, else those to the right, else those of
@@ -51,9 +51,15 @@ struct Finish {
 };
 inline void add_tile(const Task& task, int64_t m, int64_t m1, int64_t n, const Finish& finish,
                      const float (*sums)[kLanes]) {
-    const F factor = finish.is_last ? tile_factor(task, n) : zero();
     const int64_t rows = std::min<int64_t>(kLanes, task.n1 - n);
     const auto there = static_cast<__mmask16>((1u << rows) - 1);
+    if (task.add.factors) {
+        const F factor = tile_factor(task, n);
+        F results[kRegisterRows];
+        for (int i = 0; i < kRegisterRows; ++i) results[i] = mul(load(sums[i]), factor);
+        return add_results(task, m, std::min(kRegisterRows, m1 - m), n, there, results);
+    }
+    const F factor = finish.is_last ? tile_factor(task, n) : zero();
     for (int64_t i = 0; i < kRegisterRows && m + i < m1; ++i) {
         float* to = task.out(m + i, n);
         F sum = load(sums[i]);
@@ -77,12 +83,12 @@ void panel(const Task& task, int64_t m0, int64_t m1, int64_t k, TileScratch& scr
             const int num_blocks = m + kRegisterRows < m1 ? 2 : 1;
             const TileFactors factors =
                 activations_against(task, m, k, scratch.weights[0], scratch.weights[1], steps);
-            tile_products(num_blocks, num_slabs, factors, scratch.sums,
+            tile_products(num_blocks, num_slabs, factors, scratch.sums[0],
                           [&] { ahead.ask(lines); });
             for (int t = 0; t < num_blocks; ++t) {
                 for (int s = 0; s < num_slabs; ++s) {
                     add_tile(task, m + t * kRegisterRows, m1, n + s * kLanes, finish,
-                             scratch.sums.of[t][s]);
+                             scratch.sums[0].of[t][s]);
                 }
             }
         }

@@ -17,6 +17,7 @@ struct TileFactors {
     int64_t stride;
     const ExpandedStep* turned[2];  // of either slab
     int64_t steps;
+    bool adds = false;  // to what the sums are
 };
 struct alignas(64) TileSums {
     float of[2][2][kRegisterRows][kLanes];  // [block, slab, its row, its row]
@@ -25,12 +26,19 @@ struct alignas(64) TileSums {
 // ask() once before every step.
 template <int num_blocks, int num_slabs, class Ask>
 inline void tile_product(const TileFactors& factors, TileSums& sums, const Ask& ask) {
-    const auto [rows, stride, turned, steps] = factors;
+    const auto [rows, stride, turned, steps, adds] = factors;
     finish_stores();
-    _tile_zero(0);
-    if constexpr (num_slabs == 2) _tile_zero(1);
-    if constexpr (num_blocks == 2) _tile_zero(2);
-    if constexpr (num_blocks == 2 && num_slabs == 2) _tile_zero(3);
+    if (adds) {
+        _tile_loadd(0, sums.of[0][0], kBytes);
+        if constexpr (num_slabs == 2) _tile_loadd(1, sums.of[0][1], kBytes);
+        if constexpr (num_blocks == 2) _tile_loadd(2, sums.of[1][0], kBytes);
+        if constexpr (num_blocks == 2 && num_slabs == 2) _tile_loadd(3, sums.of[1][1], kBytes);
+    } else {
+        _tile_zero(0);
+        if constexpr (num_slabs == 2) _tile_zero(1);
+        if constexpr (num_blocks == 2) _tile_zero(2);
+        if constexpr (num_blocks == 2 && num_slabs == 2) _tile_zero(3);
+    }
     for (int64_t s = 0; s < steps; ++s) {
         ask();
         _tile_loadd(6, turned[0][s], kBytes);
@@ -63,6 +71,18 @@ inline void tile_products(int num_blocks, int num_slabs, const TileFactors& fact
                            : tile_product<1, 1>(factors, sums, ask);
 }
 
+// Results of `count` rows of activations from m on, from row n of the weights on, to where the task
+// adds them.
+inline void add_results(const Task& task, int64_t m, int64_t count, int64_t n, __mmask16 wanted,
+                        const F* results) {
+    const AddTo& add = task.add;
+    for (int64_t i = m; i < m + count; ++i) {
+        float* to = add.y + add.rows[i] * add.stride + (n - task.n0);
+        const F sum = fma(results[i - m], splat(add.factors[i]), _mm512_maskz_loadu_ps(wanted, to));
+        _mm512_mask_storeu_ps(to, wanted, sum);
+    }
+}
+
 inline const uint8_t* tile_activations(const Task& task, int64_t m, int64_t k) {
     const auto* values = static_cast<const uint16_t*>(task.x.values);
     return reinterpret_cast<const uint8_t*>(values + task.token(m) * task.x.padded + k);
@@ -88,11 +108,12 @@ inline int64_t block_pairs(int64_t tokens) {
 
 // Of activations, of which a slice meets every slab before the next: half of the second cache.
 constexpr int64_t kSliceBytes = 1 << 20;
+constexpr int64_t kSlicePairs = 16;  // of blocks, at most
 
 // Tokens of a slice: whole pairs of blocks.
 inline int64_t slice_tokens(int64_t columns) {
     const int64_t tokens = kSliceBytes / (2 * std::max<int64_t>(1, columns));
-    return std::max<int64_t>(1, tokens / (2 * kRegisterRows)) * 2 * kRegisterRows;
+    return std::clamp<int64_t>(tokens / (2 * kRegisterRows), 1, kSlicePairs) * 2 * kRegisterRows;
 }
 
 template <class Tiles>

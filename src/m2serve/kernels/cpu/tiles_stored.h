@@ -10,6 +10,22 @@ namespace {
 
 // Up to so many rows of activations one block of weights at a time is faster: memory decides.
 constexpr int64_t kMemoryTokens = 32;
+// Where blocks of weights meet several pairs of slabs: columns in parts of which the first cache
+// holds both factors, while the sums wait in memory.
+constexpr int64_t kStepsAtOnce = 8;
+
+// A pair of columns of a slab.
+inline void put_pair(const Activations& x, I* to, I pair) {
+    if (x.is_streamed) {
+        _mm512_stream_si512(to, pair);
+    } else {
+        store_bytes(to, pair);
+    }
+}
+// Before another thread may read what was streamed.
+inline void finish_streams(bool is_streamed) {
+    if (is_streamed) _mm_sfence();
+}
 
 // A slab of 16 rows of activations, from the 16 given; null is a row of zeros.
 void prepare_slab(const Activations& x, int64_t slab, const float* const* rows) {
@@ -24,8 +40,9 @@ void prepare_slab(const Activations& x, int64_t slab, const float* const* rows) 
             pairs[r] = as_float(row_of_floats(load(from), load(from + kLanes)));
         }
         transpose(pairs);
-        for (int p = 0; p < kRegisterPairs; ++p) to[s][p] = as_bits(pairs[p]);
+        for (int p = 0; p < kRegisterPairs; ++p) put_pair(x, &to[s][p], as_bits(pairs[p]));
     }
+    finish_streams(x.is_streamed);
 }
 
 // Of the slab of row m of the task's activations.
@@ -87,33 +104,46 @@ inline void for_stored_slices(const Task& task, const Run& run) {
     }
 }
 
-// One or two blocks of weights, which begin at `rows`.
+// One or two blocks of weights, which begin at `rows`; of one both entries are the same.
 struct StoredBlocks {
     const uint8_t* rows[2];
     RowsBehind behind[2];
     int count;
 };
 
-// The sums of the blocks with every pair of slabs of m0..m1, for finish(m, s): slab s of the pair
+// The sums of the blocks with every pair of slabs of m0..m1, for finish(m, sums): those of the pair
 // whose first row of activations is m.
 template <class Finish>
 inline void stored_sums(const Task& task, StoredBlocks& blocks, int64_t m0, int64_t m1,
-                        TileSums& sums, const Finish& finish) {
-    const int64_t steps = steps_of(task.w.columns);
-    for (int b = 0; b < blocks.count; ++b) blocks.behind[b].spread(steps * block_pairs(m1 - m0));
-    for (int64_t m = m0; m < m1; m += 2 * kLanes) {
-        const int num_slabs = m + kLanes < m1 ? 2 : 1;
-        const ExpandedStep* turned = turned_steps(task, m);
-        const TileFactors factors{{blocks.rows[0], blocks.rows[1]}, task.w.code_stride,
-                                  {turned, turned + steps}, steps};
-        tile_products(blocks.count, num_slabs, factors, sums, [&] {
-            for (int b = 0; b < blocks.count; ++b) blocks.behind[b].ask();
-        });
-        for (int s = 0; s < num_slabs; ++s) finish(m, s);
+                        TileSums* sums, const Finish& finish) {
+    const int64_t steps = steps_of(task.w.columns), num_pairs = block_pairs(m1 - m0);
+    const int64_t at_once = num_pairs > 1 ? kStepsAtOnce : steps;
+    for (int b = 0; b < blocks.count; ++b) blocks.behind[b].spread(steps * num_pairs);
+    for (int64_t from = 0; from < steps; from += at_once) {
+        const int64_t offset = from * kBytes;
+        for (int64_t pair = 0; pair < num_pairs; ++pair) {
+            const int64_t m = m0 + pair * 2 * kLanes;
+            const ExpandedStep* turned = turned_steps(task, m) + from;
+            const TileFactors factors{{blocks.rows[0] + offset, blocks.rows[1] + offset},
+                                      task.w.code_stride,
+                                      {turned, turned + steps},
+                                      std::min(at_once, steps - from),
+                                      from > 0};
+            tile_products(blocks.count, m + kLanes < m1 ? 2 : 1, factors, sums[pair], [&] {
+                for (int b = 0; b < blocks.count; ++b) blocks.behind[b].ask();
+            });
+            if (from + at_once >= steps) finish(m, sums[pair]);
+        }
     }
 }
 
 // ---- a product
+
+// Whether 16 results of a row from column n on are a cache line.
+inline bool are_lines(const Task& task, int64_t n) {
+    return (reinterpret_cast<uintptr_t>(task.out(0, n)) | static_cast<uintptr_t>(task.ldc * 4)) %
+               64 == 0;
+}
 
 // The sums of a block of weights and a slab of activations, from row m on, to where they belong.
 inline void put_stored(const Task& task, const StoredBlock& block, int64_t m,
@@ -122,12 +152,18 @@ inline void put_stored(const Task& task, const StoredBlock& block, int64_t m,
     for (int r = 0; r < kLanes; ++r) tokens[r] = load(sums[r]);
     transpose(tokens);
     const __mmask16 wanted = block.wanted();
-    for (int64_t i = 0; i < kLanes && m + i < task.num_tokens; ++i) {
+    const int64_t count = std::min<int64_t>(kLanes, task.num_tokens - m);
+    if (task.add.factors) return add_results(task, m, count, block.n, wanted, tokens);
+    if (task.x.streams_results && wanted == 0xFFFF && are_lines(task, block.n)) {
+        for (int64_t i = 0; i < count; ++i) _mm512_stream_ps(task.out(m + i, block.n), tokens[i]);
+        return;
+    }
+    for (int64_t i = 0; i < count; ++i) {
         _mm512_mask_storeu_ps(task.out(m + i, block.n), wanted, tokens[i]);
     }
 }
 
-inline void stored_matmul(const Task& task, TileSums& sums) {
+inline void stored_matmul(const Task& task, TileSums* sums) {
     const int at_once = task.num_tokens <= kMemoryTokens ? 1 : 2;
     for_stored_slices(task, [&](int64_t m0, int64_t m1) {
         for (int64_t n = task.n0; n < task.n1; n += at_once * kRegisterRows) {
@@ -141,13 +177,17 @@ inline void stored_matmul(const Task& task, TileSums& sums) {
                     task, at + blocks.count * kRegisterRows,
                     m1 < task.num_tokens ? task.w.row(task.n0) : task.w.next_rows};
             }
-            stored_sums(task, blocks, m0, m1, sums, [&](int64_t m, int s) {
-                for (int b = 0; b < blocks.count; ++b) {
-                    put_stored(task, place[b], m + s * kLanes, sums.of[b][s]);
+            if (blocks.count == 1) blocks.rows[1] = blocks.rows[0];
+            stored_sums(task, blocks, m0, m1, sums, [&](int64_t m, const TileSums& pair) {
+                for (int s = 0; s < 2 && m + s * kLanes < m1; ++s) {
+                    for (int b = 0; b < blocks.count; ++b) {
+                        put_stored(task, place[b], m + s * kLanes, pair.of[b][s]);
+                    }
                 }
             });
         }
     });
+    finish_streams(task.x.streams_results);
 }
 
 // ---- both products before the gate, and the gate
@@ -155,16 +195,16 @@ inline void stored_matmul(const Task& task, TileSums& sums) {
 // bfloat16(silu(gate) * up) of a block of hidden columns and a slab of rows: pairs of columns are
 // what a turned slab is made of, so nothing is turned.
 inline void store_turned(const float (*gate)[kLanes], const float (*up)[kLanes],
-                         const StoredBlock& block, I* slab) {
+                         const StoredBlock& block, const Activations& hidden, I* slab) {
     const auto gated = [&](int r) { return silu_times(load(gate[r]), load(up[r])); };
     for (int r = block.begin; r < block.end; r += 2) {
-        store_bytes(slab + (block.n + r) / 2, pairs_of(gated(r), gated(r + 1)));
+        put_pair(hidden, slab + (block.n + r) / 2, pairs_of(gated(r), gated(r + 1)));
     }
 }
 
 // Two tasks of the same rows and tokens; rows lie in `hidden` as in x.
 inline void stored_gate_up(const Task& gate, const Task& up, const Activations& hidden,
-                           TileSums& sums) {
+                           TileSums* sums) {
     const int64_t slab_pairs = steps_of(hidden.columns) * kRegisterPairs;
     // W3 of an expert lies behind its W1.
     const uint8_t* behind = up.w.next_rows;
@@ -178,13 +218,16 @@ inline void stored_gate_up(const Task& gate, const Task& up, const Activations& 
             StoredBlocks blocks{{gate.w.row(block.n), up.w.row(block.n)},
                                 {{gate, n + kRegisterRows, next}, {up, n + kRegisterRows, next_up}},
                                 2};
-            stored_sums(gate, blocks, m0, m1, sums, [&](int64_t m, int s) {
+            stored_sums(gate, blocks, m0, m1, sums, [&](int64_t m, const TileSums& pair) {
                 auto* slab = static_cast<I*>(hidden.values) +
-                             ((gate.token(0) + m) / kLanes + s) * slab_pairs;
-                store_turned(sums.of[0][s], sums.of[1][s], block, slab);
+                             (gate.token(0) + m) / kLanes * slab_pairs;
+                for (int s = 0; s < 2 && m + s * kLanes < m1; ++s, slab += slab_pairs) {
+                    store_turned(pair.of[0][s], pair.of[1][s], block, hidden, slab);
+                }
             });
         }
     });
+    finish_streams(hidden.is_streamed);
 }
 
 }  // namespace

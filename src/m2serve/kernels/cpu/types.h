@@ -87,10 +87,21 @@ inline bool is_for_tiles(ActivationKind kind) {
 struct Activations {
     ActivationKind kind;
     int32_t group;
+    // Of kTurned: whether they, and what they are multiplied to, are more than caches hold and so
+    // are written past them.
+    bool is_streamed, streams_results;
     int64_t columns, padded;
     void* values;
     float* scale;
     float* sum;
+};
+
+// Where a product is added: factors[m] times row m to row rows[m] of y, `stride` floats apart.
+struct AddTo {
+    float* y;
+    int64_t stride;
+    const int32_t* rows;
+    const float* factors;
 };
 
 // The kernels of one instruction set.
@@ -110,6 +121,11 @@ struct Kernels {
     int64_t scratch_bytes;
     // gate = silu(gate) * up.
     void (*silu_mul)(float* gate, const float* up, int64_t size);
+    // What matmul gives of kTiles or kTurned added to columns of y, of which the first is n0. Null
+    // where there are no tiles.
+    void (*add_matmul)(const Matrix&, int64_t n0, int64_t n1, const Activations&,
+                       const int32_t* tokens, int64_t num_tokens, const AddTo& to,
+                       void* scratch) = nullptr;
     // Columns n0..n1 of hidden = silu(w1 x) * (w3 x) of the same rows of x and hidden, both kTiles
     // or both kTurned; with the last columns also what pads them. Null where there are no tiles.
     // `scratch` has gate_up_scratch_bytes(w1.columns), 64-byte aligned.
