@@ -118,17 +118,21 @@ def test_bfloat16_weights_against_bfloat16_activations(columns: int) -> None:
         assert bool((error <= 1e-6 * F.linear(rounded.abs(), values.abs()) + lost).all())
 
 
+@pytest.mark.parametrize("columns", [700, 704])
 @pytest.mark.parametrize("activation", ["auto", "int8"])
 @pytest.mark.parametrize("format", FORMATS)
-def test_the_number_of_threads_changes_no_bit(format: str, activation: CpuActivation) -> None:
-    weight = make_weight(format, 304, 700)
+def test_the_number_of_threads_changes_no_bit(
+    format: str, activation: CpuActivation, columns: int
+) -> None:
+    """Float32 rows of whole vectors meet their weights in slices, of which none is a few rows."""
+    weight = make_weight(format, 304, columns)
     before = torch.get_num_threads()
     results = []
     for count in (1, 2, 5):
         torch.set_num_threads(count)
         torch.manual_seed(1)
-        x = torch.randn(20, num_columns(weight))
-        results.append([matmul(activation).linear(x[:rows], weight) for rows in (1, 3, 20)])
+        x = torch.randn(194, num_columns(weight))
+        results.append([matmul(activation).linear(x[:rows], weight) for rows in (1, 3, 20, 194)])
     torch.set_num_threads(before)
     for other in results[1:]:
         assert all(torch.equal(a, b) for a, b in zip(results[0], other, strict=True))

@@ -108,10 +108,12 @@ def test_stacked_matrices_are_rows(format: str, activation: CpuActivation) -> No
         assert_tiles_rounded(matmul().linear(x.bfloat16(), weight), x, weight)
 
 
+@pytest.mark.parametrize("rows", [70, 1099])
 @pytest.mark.parametrize("format", TILE_FORMATS)
-def test_the_number_of_threads_changes_no_bit(format: str) -> None:
+def test_the_number_of_threads_changes_no_bit(format: str, rows: int) -> None:
+    """Of many rows few threads prepare slices for themselves, many share what was prepared."""
     weight = make_weight(format, 304, 700)
-    x = torch.randn(70, num_columns(weight))
+    x = torch.randn(rows, num_columns(weight))
     before = torch.get_num_threads()
     results = []
     for count in (1, 2, 5):

@@ -16,6 +16,13 @@ constexpr int64_t kManyRows = 128, kLongChunks = 2;
 // More results than this are written past the caches: to have them there they would be read first.
 constexpr int64_t kStreamedResults = 1 << 20;
 constexpr int64_t kSliceBytes = 1 << 20, kSliceRows = 32;
+// Rows of a slice for which weights are worth reading again; of weights that stay in the second
+// cache.
+constexpr int64_t kLeastSlice = 256, kLeastOfSmall = 32;
+
+int64_t weight_bytes(const m2_weight& weight) {
+    return weight.matrices * weight.rows * row_bytes(weight).codes;
+}
 
 struct Part {
     const m2_weight* weight;
@@ -32,33 +39,43 @@ void multiply(const Part& part, int64_t matrix, Rows rows, int64_t num_rows) {
                part.width, scratch.get(run.scratch_bytes));
 }
 
-// Slices of rows of activations, each of which a thread turns for itself and multiplies with all
+// Slices of rows of activations, each of which a thread prepares for itself and multiplies with all
 // weights: they stay in its second cache.
 struct Slices {
     int64_t size, count;  // no slices: another way is faster
 };
-constexpr int64_t kLeastSlice = 256;
 
 Slices slices_of(const m2_weight* const* weights, int num_weights, int64_t num_rows,
                  m2_activation activation) {
-    const Seating& seats = seating();
-    for (int i = 0; i < num_weights; ++i) {
-        if (kind_for(*weights[i], activation, num_rows) != ActivationKind::kTurned) return {};
-        if (weights[i]->columns != weights[0]->columns) return {};
+    const m2_weight& first = *weights[0];
+    const ActivationKind kind = kind_for(first, activation, num_rows);
+    if (!is_for_tiles(kind) && first.format != M2_F32) return {};
+    for (int i = 1; i < num_weights; ++i) {
+        const bool is_same = kind_for(*weights[i], activation, num_rows) == kind &&
+                             share_activations(first, *weights[i]);
+        if (!is_same || weights[i]->columns != first.columns) return {};
     }
+    const Seating& seats = seating();
     const int64_t each = num_rows / (kLongChunks * seats.num_threads());
-    if (seats.has_places || each < kLeastSlice) return {};
-    const int64_t most = kSliceBytes / (2 * weights[0]->columns);
+    const bool is_small = num_weights == 1 && weight_bytes(first) <= kSliceBytes;
+    if (seats.has_places || each < (is_small ? kLeastOfSmall : kLeastSlice)) return {};
+    const int64_t most = kSliceBytes / (2 * std::max<int64_t>(1, first.columns));
     const int64_t size = std::max<int64_t>(1, std::min(each, most) / kSliceRows) * kSliceRows;
-    return {size, (num_rows + size - 1) / size};
+    return {size, std::max<int64_t>(1, num_rows / size)};
 }
 
-void multiply_slice(const m2_weight* const* weights, int num_weights, const float* x,
-                    int64_t first, int64_t num_rows, bool streams_results, float* const* y) {
-    thread_local Workspace turned, scratch;
-    Activations own =
-        make_activations(*weights[0], ActivationKind::kTurned, num_rows, turned);
-    turn_alone(own, num_rows, x + first * weights[0]->columns);
+// The last has what is left: of a few rows alone a product may round in another way.
+Rows rows_of_slice(const Slices& slices, int64_t num_rows, int64_t index) {
+    const int64_t begin = index * slices.size;
+    return {begin, index + 1 == slices.count ? num_rows : begin + slices.size};
+}
+
+void multiply_slice(const m2_weight* const* weights, int num_weights, ActivationKind kind,
+                    const float* x, Rows slice, bool streams_results, float* const* y) {
+    const int64_t first = slice.begin, num_rows = slice.end - slice.begin;
+    thread_local Workspace for_activations, scratch;
+    Activations own = prepared(*weights[0], kind, num_rows, x + first * weights[0]->columns,
+                               for_activations, true);
     own.streams_results = streams_results;
     const Kernels& run = *best_kernels();
     for (int i = 0; i < num_weights; ++i) {
@@ -83,9 +100,8 @@ void linears(const m2_weight* const* weights, int num_weights, const float* x, i
     const Slices slices = slices_of(weights, num_weights, num_rows, activation);
     if (slices.count > 0) {
         return parallel_for(slices.count, [&](int64_t slice, int) {
-            const int64_t first = slice * slices.size;
-            multiply_slice(weights, num_weights, x, first,
-                           std::min(slices.size, num_rows - first), streams_results, y);
+            multiply_slice(weights, num_weights, kind_for(*weights[0], activation, num_rows), x,
+                           rows_of_slice(slices, num_rows, slice), streams_results, y);
         });
     }
     thread_local std::array<Workspace, kMostWeights> workspaces;
@@ -104,8 +120,7 @@ void linears(const m2_weight* const* weights, int num_weights, const float* x, i
             part.x = same->x;
             continue;
         }
-        part.x = make_activations(weight, kind, num_rows, workspaces[i]);
-        prepare(weight, part.x, num_rows, x);
+        part.x = prepared(weight, kind, num_rows, x, workspaces[i]);
         part.x.streams_results = streams_results;
     }
     const Seating& seats = seating();

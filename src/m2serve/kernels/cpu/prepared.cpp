@@ -13,6 +13,8 @@ constexpr int64_t kBf16From = 5;
 constexpr int64_t kStreamedBytes = int64_t{4} << 20;
 // Numbers that are prepared before another thread would have begun to help.
 constexpr int64_t kAloneBelow = 4096;
+// Floats of a vector, of any instruction set: rows of whole vectors need nothing behind them.
+constexpr int64_t kMostLanes = 16;
 
 int64_t round_up(int64_t value, int64_t to) { return (value + to - 1) / to * to; }
 
@@ -131,8 +133,8 @@ namespace {
 
 // run(piece, thread) for every piece of so many numbers.
 template <class Run>
-void for_pieces(int64_t pieces, int64_t numbers, const Run& run) {
-    if (numbers < kAloneBelow) {
+void for_pieces(int64_t pieces, int64_t numbers, bool alone, const Run& run) {
+    if (alone || numbers < kAloneBelow) {
         for (int64_t piece = 0; piece < pieces; ++piece) run(piece, 0);
     } else {
         parallel_for(pieces, run);
@@ -151,26 +153,35 @@ void prepare_slabs(const Activations& activations, int64_t num_rows, const float
         best_kernels()->prepare_slab(activations, slab, from);
     };
     const int64_t slabs = (num_rows + kSlabRows - 1) / kSlabRows;
-    for_pieces(slabs, alone ? 0 : num_rows * activations.columns, prepare_slab);
+    for_pieces(slabs, num_rows * activations.columns, alone, prepare_slab);
 }
 
 }  // namespace
 
-void turn_alone(const Activations& activations, int64_t num_rows, const float* x) {
-    prepare_slabs(activations, num_rows, x, nullptr, true);
-}
-
 void prepare(const m2_weight& weight, const Activations& activations, int64_t num_rows,
-             const float* x, const int32_t* rows) {
+             const float* x, const int32_t* rows, bool alone) {
     if (activations.kind == ActivationKind::kTurned) {
-        return prepare_slabs(activations, num_rows, x, rows, false);
+        return prepare_slabs(activations, num_rows, x, rows, alone);
     }
     const Matrix any = matrix_of(weight, 0);
     const auto prepare_row = [&](int64_t row, int) {
         const int64_t from = rows ? rows[row] : row;
         best_kernels()->prepare_row(any, activations, row, x + from * weight.columns);
     };
-    for_pieces(num_rows, num_rows * weight.columns, prepare_row);
+    for_pieces(num_rows, num_rows * weight.columns, alone, prepare_row);
+}
+
+Activations prepared(const m2_weight& weight, ActivationKind kind, int64_t num_rows,
+                     const float* x, Workspace& workspace, bool alone) {
+    const int64_t columns = weight.columns;
+    if (weight.format == M2_F32 && columns % kMostLanes == 0) {
+        auto* values = const_cast<float*>(x);  // nothing writes them; no sums are asked for
+        return {kind, static_cast<int32_t>(columns), false, false, columns, columns,
+                values, values, values};
+    }
+    const Activations filled = make_activations(weight, kind, num_rows, workspace);
+    prepare(weight, filled, num_rows, x, nullptr, alone);
+    return filled;
 }
 
 }  // namespace m2

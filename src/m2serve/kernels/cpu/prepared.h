@@ -32,11 +32,12 @@ Activations make_activations(const m2_weight& weight, ActivationKind kind, int64
                              Workspace& workspace);
 
 // Fills row i from row rows[i] of x [.., columns], i if null, of kTurned with zeros for -1; by the
-// caller alone where that is faster.
+// caller alone where that is faster, or where `alone`.
 void prepare(const m2_weight& weight, const Activations& activations, int64_t num_rows,
-             const float* x, const int32_t* rows = nullptr);
+             const float* x, const int32_t* rows = nullptr, bool alone = false);
 
-// Fills kTurned activations from rows of x, by the caller alone.
-void turn_alone(const Activations& activations, int64_t num_rows, const float* x);
+// `num_rows` rows of x in the form `kind`: themselves where they have it, else in `workspace`.
+Activations prepared(const m2_weight& weight, ActivationKind kind, int64_t num_rows,
+                     const float* x, Workspace& workspace, bool alone = false);
 
 }  // namespace m2
