@@ -63,8 +63,10 @@ def test_random_steps(seed: int) -> None:
     assert_near(ours, expected_of(case))
 
 
-def test_large_scores_choose_one_key() -> None:
-    case = rounded(make_case([(90, 70)], spread=12.0), torch.bfloat16)
+@pytest.mark.parametrize("spread", [12.0, 3000.0])
+def test_large_scores_choose_one_key(spread: float) -> None:
+    """A score that is the largest weighs exactly one, however far it is from zero."""
+    case = rounded(make_case([(90, 70)], spread=spread), torch.bfloat16)
     ours = case.native()
     assert_near(ours, expected_of(case))
 

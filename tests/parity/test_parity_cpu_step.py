@@ -184,6 +184,21 @@ def test_threads_and_company_change_no_bit() -> None:
         torch.set_num_threads(1)
 
 
+def test_threads_change_no_bit_of_a_long_prompt() -> None:
+    """One thread and two cut it into slices, five do not."""
+    native, _ = models("bf16", dtype=torch.bfloat16)
+    results = []
+    for count in (1, 2, 5):
+        torch.set_num_threads(count)
+        try:
+            sequences = PagedSequences(native, torch.bfloat16, num_blocks=1024)
+            (logits,) = sequences.run([("a", prompt(1100, 1))])
+        finally:
+            torch.set_num_threads(1)
+        results.append(logits)
+    assert all(torch.equal(results[0], other) for other in results[1:])
+
+
 def test_costs_are_counted_and_start_anew() -> None:
     native, _ = models("bf16")
     native.step.take_costs()

@@ -111,7 +111,6 @@ def test_stacked_matrices_are_rows(format: str, activation: CpuActivation) -> No
 @pytest.mark.parametrize("rows", [70, 1099])
 @pytest.mark.parametrize("format", TILE_FORMATS)
 def test_the_number_of_threads_changes_no_bit(format: str, rows: int) -> None:
-    """Of many rows few threads prepare slices for themselves, many share what was prepared."""
     weight = make_weight(format, 304, 700)
     x = torch.randn(rows, num_columns(weight))
     before = torch.get_num_threads()
@@ -219,6 +218,24 @@ def test_experts_whose_rows_of_activations_fill_a_cache(format: str) -> None:
     weights = torch.rand(ids.shape)
     y = matmul("int8").experts(x, w13, w2, weights, ids).double()
     assert_near(y, expected_experts(x, w13, w2, weights, ids), 1e-2)
+
+
+@pytest.mark.parametrize("width", [544, 1056])
+@pytest.mark.parametrize("format", ["fp8", "nvfp4", "int8"])
+def test_experts_of_several_panels(format: str, width: int) -> None:
+    """What every panel gives is scaled and added by itself."""
+    w13 = tamed(make_weight(format, width, 64, batch=(9, 2)))
+    w2 = tamed(make_weight(format, 64, width, batch=(9,), seed=1))
+    x, ids = torch.randn(200, 64).bfloat16().float(), spread_ids(200, 3)
+    weights = torch.rand(ids.shape)
+    before = torch.get_num_threads()
+    results = []
+    for count in (1, 2, 5):
+        torch.set_num_threads(count)
+        results.append(matmul("int8").experts(x, w13, w2, weights, ids))
+    torch.set_num_threads(before)
+    assert_near(results[0].double(), expected_experts(x, w13, w2, weights, ids), 1e-2)
+    assert all(torch.equal(results[0], other) for other in results[1:])
 
 
 @pytest.mark.parametrize("width", [40, 20, 7])

@@ -115,9 +115,11 @@ def of_threads(count: int, run: Callable[[], torch.Tensor]) -> torch.Tensor:
         torch.set_num_threads(before)
 
 
-@pytest.mark.parametrize(("rows", "columns"), [(264, 96), (300, 64), (80, 1056)])
+@pytest.mark.parametrize(("rows", "columns"), [(1040, 544), (1033, 96), (80, 1056)])
 def test_a_prompt_that_few_threads_cut_into_slices(rows: int, columns: int) -> None:
-    """One thread turns slices for itself, five share what was turned; results pass the caches."""
+    """One thread and two turn slices for themselves, five share what was turned; the results of
+    1,040 rows are whole lines and more than the caches hold.
+    """
     weight = make_weight("bf16", rows, columns)
     x = torch.randn(1099, columns)
     one = of_threads(1, lambda: matmul("bf16").linear(x, weight))
@@ -127,7 +129,7 @@ def test_a_prompt_that_few_threads_cut_into_slices(rows: int, columns: int) -> N
 
 
 def test_experts_of_a_prompt_that_passes_the_caches() -> None:
-    """Both of what is turned is more than four megabytes; the second slice of tokens is small."""
+    """Both activations are more than four megabytes; the second slice of tokens is small."""
     w13 = tamed(make_weight("bf16", 288, 320, batch=(6, 2)))
     w2 = tamed(make_weight("bf16", 320, 288, batch=(6,), seed=1))
     x = torch.randn(2060, 320).bfloat16().float() * 320**-0.5

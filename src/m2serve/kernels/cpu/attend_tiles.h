@@ -156,10 +156,8 @@ inline void four_tiles(const uint8_t* left, int64_t left_stride, const I* right,
     _tile_stored(3, to + 3 * kLanes, to_stride);
 }
 
-constexpr float kLog2E = 1.44269504088896341f;
-
-// 2 to the power of values up to 0, and 0 of -inf; NaN stays. Off by 3e-6 of it at most (a minimax
-// polynomial over [0, 1]), where bfloat16 is off by 4e-3.
+// 2 to the power of values up to 0, and 0 of those whose power is subnormal; NaN stays. Off by 3e-6
+// of it at most (a minimax polynomial over [0, 1]), where bfloat16 is off by 4e-3.
 inline F power_of_two(F value) {
     const F part = _mm512_reduce_ps(value, _MM_FROUND_TO_NEG_INF | _MM_FROUND_NO_EXC);
     F p = splat(0.01353416033089161f);
@@ -167,7 +165,8 @@ inline F power_of_two(F value) {
     p = fma(p, part, splat(0.2414427548646927f));
     p = fma(p, part, splat(0.6930038332939148f));
     p = fma(p, part, splat(1.0000026226043701f));
-    return _mm512_scalef_ps(p, value);
+    const __mmask16 is_normal = _mm512_cmp_ps_mask(value, splat(-126.0f), _CMP_NLT_UQ);
+    return _mm512_maskz_scalef_ps(is_normal, p, value);
 }
 
 // Lane i: all lanes of vector i.
@@ -189,7 +188,8 @@ struct Softening {
 };
 
 // The scores of the keys a row sees become weights in bfloat16 relative to its new maximum, all
-// others 0; alpha is what the old sums are multiplied with. As soften of attend.h, of 16 rows.
+// others 0; alpha is what the old sums are multiplied with. As soften of attend.h, of 16 rows, but
+// for the weights' exponential.
 template <int32_t format>
 inline void soften_rows(const Softening& of, const TileAttention& work, float* alpha) {
     constexpr int kVectors = kTileKeys / kLanes;
@@ -228,12 +228,12 @@ inline void soften_rows(const Softening& of, const TileAttention& work, float* a
     F sums[kLanes];
     for (int64_t r = 0; r < kLanes; ++r) {
         const float* scores = work.scores + r * kTileKeys;
-        const F reference = splat(shift[r] * kLog2E);
+        const F reference = splat(shift[r]);
         F weights[kVectors];
         sums[r] = zero();
         each<kVectors>([&](auto v) {
-            const F score = load(scores + v * kLanes);
-            weights[v] = power_of_two(_mm512_fmsub_ps(score, splat(kLog2E), reference));
+            const F less = _mm512_sub_ps(load(scores + v * kLanes), reference);
+            weights[v] = power_of_two(mul(less, splat(kLog2E)));
             sums[r] = add(sums[r], weights[v]);
             if constexpr (format == M2_KV_INT8) {  // the scale of a key that is not seen may be NaN
                 const __mmask16 some = _mm512_cmp_ps_mask(weights[v], zero(), _CMP_NEQ_UQ);

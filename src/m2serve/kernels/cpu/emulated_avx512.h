@@ -58,7 +58,9 @@ inline void emulated_store_bf16(uint16_t* to, simde__m512 low, simde__m512 high)
     std::memcpy(bits, &low, 64);
     std::memcpy(bits + 16, &high, 64);
     for (int i = 0; i < 32; ++i) {
-        to[i] = static_cast<uint16_t>((bits[i] + 0x7FFF + (bits[i] >> 16 & 1)) >> 16);
+        const bool is_nan = (bits[i] & 0x7FFFFFFF) > 0x7F800000;
+        const uint32_t rounded = (bits[i] + 0x7FFF + (bits[i] >> 16 & 1)) >> 16;
+        to[i] = static_cast<uint16_t>(is_nan ? 0x7FC0 : rounded);
     }
 }
 

@@ -15,14 +15,9 @@ constexpr int kMostWeights = 8;
 constexpr int64_t kManyRows = 128, kLongChunks = 2;
 // More results than this are written past the caches: to have them there they would be read first.
 constexpr int64_t kStreamedResults = 1 << 20;
-constexpr int64_t kSliceBytes = 1 << 20, kSliceRows = 32;
-// Rows of a slice for which weights are worth reading again; of weights that stay in the second
-// cache.
-constexpr int64_t kLeastSlice = 256, kLeastOfSmall = 32;
-
-int64_t weight_bytes(const m2_weight& weight) {
-    return weight.matrices * weight.rows * row_bytes(weight).codes;
-}
+// A slice has rows for whole pairs of tiles, and so many of them that its weights are worth reading
+// again; of the router's, which stay in the second cache, fewer.
+constexpr int64_t kSliceRows = 32, kLeastSlice = 256, kLeastOfRouter = kSliceRows;
 
 struct Part {
     const m2_weight* weight;
@@ -40,42 +35,46 @@ void multiply(const Part& part, int64_t matrix, Rows rows, int64_t num_rows) {
 }
 
 // Slices of rows of activations, each of which a thread prepares for itself and multiplies with all
-// weights: they stay in its second cache.
+// weights: it stays in its second cache.
 struct Slices {
-    int64_t size, count;  // no slices: another way is faster
+    ActivationKind kind;
+    int64_t num_rows, count;  // no slices: another way is faster
+
+    Rows rows(int64_t index) const { return {border(index), border(index + 1)}; }
+
+  private:
+    int64_t border(int64_t index) const {
+        return index == count ? num_rows : num_rows * index / count / kSliceRows * kSliceRows;
+    }
 };
 
+// For weights that need no expanding, which would be done again for every slice.
 Slices slices_of(const m2_weight* const* weights, int num_weights, int64_t num_rows,
                  m2_activation activation) {
     const m2_weight& first = *weights[0];
     const ActivationKind kind = kind_for(first, activation, num_rows);
-    if (!is_for_tiles(kind) && first.format != M2_F32) return {};
+    const bool is_router = first.format == M2_F32;
+    if (kind != ActivationKind::kTurned && !is_router) return {};
     for (int i = 1; i < num_weights; ++i) {
         const bool is_same = kind_for(*weights[i], activation, num_rows) == kind &&
                              share_activations(first, *weights[i]);
-        if (!is_same || weights[i]->columns != first.columns) return {};
+        if (!is_same) return {};
     }
     const Seating& seats = seating();
-    const int64_t each = num_rows / (kLongChunks * seats.num_threads());
-    const bool is_small = num_weights == 1 && weight_bytes(first) <= kSliceBytes;
-    if (seats.has_places || each < (is_small ? kLeastOfSmall : kLeastSlice)) return {};
-    const int64_t most = kSliceBytes / (2 * std::max<int64_t>(1, first.columns));
-    const int64_t size = std::max<int64_t>(1, std::min(each, most) / kSliceRows) * kSliceRows;
-    return {size, std::max<int64_t>(1, num_rows / size)};
+    const int64_t bytes = num_rows * first.columns * (is_router ? 4 : 2);
+    const int64_t count = std::max(kLongChunks * seats.num_threads(), bytes / kSliceBytes);
+    const int64_t least = is_router ? kLeastOfRouter : kLeastSlice;
+    if (seats.has_places || num_rows / count < least) return {};
+    return {kind, num_rows, count};
 }
 
-// The last has what is left: of a few rows alone a product may round in another way.
-Rows rows_of_slice(const Slices& slices, int64_t num_rows, int64_t index) {
-    const int64_t begin = index * slices.size;
-    return {begin, index + 1 == slices.count ? num_rows : begin + slices.size};
-}
-
-void multiply_slice(const m2_weight* const* weights, int num_weights, ActivationKind kind,
-                    const float* x, Rows slice, bool streams_results, float* const* y) {
-    const int64_t first = slice.begin, num_rows = slice.end - slice.begin;
+void multiply_slice(const m2_weight* const* weights, int num_weights, const Slices& slices,
+                    int64_t index, const float* x, bool streams_results, float* const* y) {
+    const auto [first, end] = slices.rows(index);
+    const int64_t num_rows = end - first;
     thread_local Workspace for_activations, scratch;
-    Activations own = prepared(*weights[0], kind, num_rows, x + first * weights[0]->columns,
-                               for_activations, true);
+    Activations own = prepared(*weights[0], slices.kind, num_rows,
+                               x + first * weights[0]->columns, for_activations, true);
     own.streams_results = streams_results;
     const Kernels& run = *best_kernels();
     for (int i = 0; i < num_weights; ++i) {
@@ -100,8 +99,7 @@ void linears(const m2_weight* const* weights, int num_weights, const float* x, i
     const Slices slices = slices_of(weights, num_weights, num_rows, activation);
     if (slices.count > 0) {
         return parallel_for(slices.count, [&](int64_t slice, int) {
-            multiply_slice(weights, num_weights, kind_for(*weights[0], activation, num_rows), x,
-                           rows_of_slice(slices, num_rows, slice), streams_results, y);
+            multiply_slice(weights, num_weights, slices, slice, x, streams_results, y);
         });
     }
     thread_local std::array<Workspace, kMostWeights> workspaces;

@@ -81,9 +81,7 @@ void to_floats(int32_t format, const void* from, int64_t count, float* to) {
 
 void sigmoid(float* x, int64_t size) {
     const auto of = [](F value) {
-        Floats negative = (Floats)mul(value, splat(-1.0f));
-        negative = negative > 88.0f ? Floats{} + 88.0f : negative;
-        const Floats result = 1.0f / (1.0f + (Floats)exponential((F)negative));
+        const Floats result = 1.0f / (Floats)one_and_exponential(value);
         return (F)result;
     };
     int64_t i = 0;

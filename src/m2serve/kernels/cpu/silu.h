@@ -9,12 +9,7 @@ namespace m2::M2_ISA {
 namespace {
 
 inline F silu_times(F gate, F up) {
-    const F negative = mul(gate, splat(-1.0f));
-    Floats x = (Floats)negative;
-    x = x > 88.0f ? Floats{} + 88.0f : x;
-    const F power = exponential((F)x);
-    const Floats silu = (Floats)gate /
-                        ((Floats)power + 1.0f);
+    const Floats silu = (Floats)gate / (Floats)one_and_exponential(gate);
     return mul((F)silu, up);
 }
 

@@ -8,6 +8,7 @@
 namespace m2::M2_ISA {
 namespace {
 
+// The sums of turned activations, of which others need the first pair, and two slabs of weights.
 int64_t gate_up_scratch_bytes(int64_t columns) {
     return kSlicePairs * static_cast<int64_t>(sizeof(TileSums)) +
            2 * steps_of(columns) * static_cast<int64_t>(sizeof(ExpandedStep));
@@ -79,7 +80,9 @@ void gate_up_slab(const Task& gate, const Task& up, int64_t n, int64_t m0, int64
 void tiled_gate_up(const Task& gate, const Task& up, const Activations& hidden) {
     const TileRegisters registers;
     if (gate.x.kind == ActivationKind::kTurned) {
-        return stored_gate_up(gate, up, hidden, static_cast<TileSums*>(gate.scratch));
+        auto* sums = static_cast<TileSums*>(gate.scratch);
+        return hidden.is_streamed ? stored_gate_up<true>(gate, up, hidden, sums)
+                                  : stored_gate_up<false>(gate, up, hidden, sums);
     }
     const Hidden to{static_cast<uint16_t*>(hidden.values) + gate.token(0) * hidden.padded,
                     hidden.padded};

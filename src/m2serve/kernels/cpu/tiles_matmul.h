@@ -45,7 +45,8 @@ inline Ahead panel_behind(const Task& task, int64_t n, int64_t k, bool is_last_s
     return ahead;
 }
 
-// What becomes of the sums of a panel: added to those of the panels before, the last one scaled.
+// What becomes of the sums of a panel: added to those of the panels before, the last one scaled; or
+// scaled and added to where the task adds.
 struct Finish {
     bool is_first, is_last;
 };

@@ -106,8 +106,6 @@ inline int64_t block_pairs(int64_t tokens) {
     return (tokens + 2 * kRegisterRows - 1) / (2 * kRegisterRows);
 }
 
-// Of activations, of which a slice meets every slab before the next: half of the second cache.
-constexpr int64_t kSliceBytes = 1 << 20;
 constexpr int64_t kSlicePairs = 16;  // of blocks, at most
 
 // Tokens of a slice: whole pairs of blocks.

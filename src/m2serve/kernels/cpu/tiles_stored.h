@@ -15,8 +15,9 @@ constexpr int64_t kMemoryTokens = 32;
 constexpr int64_t kStepsAtOnce = 8;
 
 // A pair of columns of a slab.
-inline void put_pair(const Activations& x, I* to, I pair) {
-    if (x.is_streamed) {
+template <bool is_streamed>
+inline void put_pair(I* to, I pair) {
+    if constexpr (is_streamed) {
         _mm512_stream_si512(to, pair);
     } else {
         store_bytes(to, pair);
@@ -27,8 +28,8 @@ inline void finish_streams(bool is_streamed) {
     if (is_streamed) _mm_sfence();
 }
 
-// A slab of 16 rows of activations, from the 16 given; null is a row of zeros.
-void prepare_slab(const Activations& x, int64_t slab, const float* const* rows) {
+template <bool is_streamed>
+void turn_slab(const Activations& x, int64_t slab, const float* const* rows) {
     const int64_t steps = steps_of(x.columns);
     auto* to = static_cast<ExpandedStep*>(x.values) + slab * steps;
     for (int64_t s = 0; s < steps; ++s) {
@@ -40,9 +41,14 @@ void prepare_slab(const Activations& x, int64_t slab, const float* const* rows) 
             pairs[r] = as_float(row_of_floats(load(from), load(from + kLanes)));
         }
         transpose(pairs);
-        for (int p = 0; p < kRegisterPairs; ++p) put_pair(x, &to[s][p], as_bits(pairs[p]));
+        for (int p = 0; p < kRegisterPairs; ++p) put_pair<is_streamed>(&to[s][p], as_bits(pairs[p]));
     }
-    finish_streams(x.is_streamed);
+    finish_streams(is_streamed);
+}
+
+// A slab of 16 rows of activations, from the 16 given; null is a row of zeros.
+void prepare_slab(const Activations& x, int64_t slab, const float* const* rows) {
+    x.is_streamed ? turn_slab<true>(x, slab, rows) : turn_slab<false>(x, slab, rows);
 }
 
 // Of the slab of row m of the task's activations.
@@ -194,15 +200,17 @@ inline void stored_matmul(const Task& task, TileSums* sums) {
 
 // bfloat16(silu(gate) * up) of a block of hidden columns and a slab of rows: pairs of columns are
 // what a turned slab is made of, so nothing is turned.
+template <bool is_streamed>
 inline void store_turned(const float (*gate)[kLanes], const float (*up)[kLanes],
-                         const StoredBlock& block, const Activations& hidden, I* slab) {
+                         const StoredBlock& block, I* slab) {
     const auto gated = [&](int r) { return silu_times(load(gate[r]), load(up[r])); };
     for (int r = block.begin; r < block.end; r += 2) {
-        put_pair(hidden, slab + (block.n + r) / 2, pairs_of(gated(r), gated(r + 1)));
+        put_pair<is_streamed>(slab + (block.n + r) / 2, pairs_of(gated(r), gated(r + 1)));
     }
 }
 
 // Two tasks of the same rows and tokens; rows lie in `hidden` as in x.
+template <bool is_streamed>
 inline void stored_gate_up(const Task& gate, const Task& up, const Activations& hidden,
                            TileSums* sums) {
     const int64_t slab_pairs = steps_of(hidden.columns) * kRegisterPairs;
@@ -222,12 +230,12 @@ inline void stored_gate_up(const Task& gate, const Task& up, const Activations& 
                 auto* slab = static_cast<I*>(hidden.values) +
                              (gate.token(0) + m) / kLanes * slab_pairs;
                 for (int s = 0; s < 2 && m + s * kLanes < m1; ++s, slab += slab_pairs) {
-                    store_turned(pair.of[0][s], pair.of[1][s], block, hidden, slab);
+                    store_turned<is_streamed>(pair.of[0][s], pair.of[1][s], block, slab);
                 }
             });
         }
     });
-    finish_streams(hidden.is_streamed);
+    finish_streams(is_streamed);
 }
 
 }  // namespace

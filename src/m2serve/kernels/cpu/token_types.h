@@ -93,6 +93,7 @@ struct TokenKernels {
     void (*add_scaled_row)(const float* value, float factor, int64_t size, float* out);
     // count numbers of format M2_BF16, M2_F16 or M2_F32.
     void (*to_floats)(int32_t format, const void* from, int64_t count, float* to);
+    // In place; below -88 as at -88.
     void (*sigmoid)(float* x, int64_t size);
 };
 

@@ -74,6 +74,10 @@ enum class ActivationKind : int32_t { kFloat, kBf16, kInt8, kTiles, kTurned };
 // Of a tile of activations: a slab of kTurned is one after another.
 constexpr int64_t kSlabRows = 16, kSlabColumns = 32;
 
+// Of activations, of which a slice meets every row of weights before the next: half of the second
+// cache.
+constexpr int64_t kSliceBytes = 1 << 20;
+
 inline bool is_for_tiles(ActivationKind kind) {
     return kind == ActivationKind::kTiles || kind == ActivationKind::kTurned;
 }
@@ -121,8 +125,8 @@ struct Kernels {
     int64_t scratch_bytes;
     // gate = silu(gate) * up.
     void (*silu_mul)(float* gate, const float* up, int64_t size);
-    // What matmul gives of kTiles or kTurned added to columns of y, of which the first is n0. Null
-    // where there are no tiles.
+    // What matmul gives of kTiles or kTurned added to y, which begins at column n0. Null where there
+    // are no tiles.
     void (*add_matmul)(const Matrix&, int64_t n0, int64_t n1, const Activations&,
                        const int32_t* tokens, int64_t num_tokens, const AddTo& to,
                        void* scratch) = nullptr;
