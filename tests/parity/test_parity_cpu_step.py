@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 from paged import PagedSequences
+from threads import of_threads
 
 from m2serve.bench.dummy import FORMATS, dummy_weights
 from m2serve.bench.shapes import MID
@@ -187,16 +188,14 @@ def test_threads_and_company_change_no_bit() -> None:
 def test_threads_change_no_bit_of_a_long_prompt() -> None:
     """One thread and two cut it into slices, five do not."""
     native, _ = models("bf16", dtype=torch.bfloat16)
-    results = []
-    for count in (1, 2, 5):
-        torch.set_num_threads(count)
-        try:
-            sequences = PagedSequences(native, torch.bfloat16, num_blocks=1024)
-            (logits,) = sequences.run([("a", prompt(1100, 1))])
-        finally:
-            torch.set_num_threads(1)
-        results.append(logits)
-    assert all(torch.equal(results[0], other) for other in results[1:])
+
+    def logits() -> torch.Tensor:
+        sequences = PagedSequences(native, torch.bfloat16, num_blocks=1024)
+        return sequences.run([("a", prompt(1100, 1))])[0]
+
+    one = of_threads(1, logits)
+    assert torch.equal(of_threads(2, logits), one)
+    assert torch.equal(of_threads(5, logits), one)
 
 
 def test_costs_are_counted_and_start_anew() -> None:

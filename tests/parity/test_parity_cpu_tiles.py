@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import functools
+
 import pytest
 import torch
 import torch.nn.functional as F
 from stored import FORMATS, fp8, int4, int8, make_weight, num_columns
 from test_parity_cpu_experts import assert_near, hot_ids, pair, spread_ids, tamed
+from threads import of_threads
 
 from m2serve.checkpoint.weights import (
     Fp8BlockWeight,
@@ -228,14 +231,11 @@ def test_experts_of_several_panels(format: str, width: int) -> None:
     w2 = tamed(make_weight(format, 64, width, batch=(9,), seed=1))
     x, ids = torch.randn(200, 64).bfloat16().float(), spread_ids(200, 3)
     weights = torch.rand(ids.shape)
-    before = torch.get_num_threads()
-    results = []
-    for count in (1, 2, 5):
-        torch.set_num_threads(count)
-        results.append(matmul("int8").experts(x, w13, w2, weights, ids))
-    torch.set_num_threads(before)
-    assert_near(results[0].double(), expected_experts(x, w13, w2, weights, ids), 1e-2)
-    assert all(torch.equal(results[0], other) for other in results[1:])
+    run = functools.partial(matmul("int8").experts, x, w13, w2, weights, ids)
+    one = of_threads(1, run)
+    assert_near(one.double(), expected_experts(x, w13, w2, weights, ids), 1e-2)
+    assert torch.equal(of_threads(2, run), one)
+    assert torch.equal(of_threads(5, run), one)
 
 
 @pytest.mark.parametrize("width", [40, 20, 7])

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import pytest
 import torch
 from stored import make_weight
@@ -14,6 +12,7 @@ from test_parity_cpu_tiles import (
     expected_experts,
     matmul,
 )
+from threads import of_threads
 
 from m2serve.kernels import reference
 
@@ -104,15 +103,6 @@ def test_any_number_of_threads_gives_the_same() -> None:
     torch.set_num_threads(before)
     assert all(torch.equal(products[0], other) for other in products)
     assert all(torch.equal(experts[0], other) for other in experts)
-
-
-def of_threads(count: int, run: Callable[[], torch.Tensor]) -> torch.Tensor:
-    before = torch.get_num_threads()
-    torch.set_num_threads(count)
-    try:
-        return run()
-    finally:
-        torch.set_num_threads(before)
 
 
 @pytest.mark.parametrize(("rows", "columns"), [(1040, 544), (1033, 96), (80, 1056)])
