@@ -116,13 +116,9 @@ def test_stacked_matrices_are_rows(format: str, activation: CpuActivation) -> No
 def test_the_number_of_threads_changes_no_bit(format: str, rows: int) -> None:
     weight = make_weight(format, 304, 700)
     x = torch.randn(rows, num_columns(weight))
-    before = torch.get_num_threads()
-    results = []
-    for count in (1, 2, 5):
-        torch.set_num_threads(count)
-        results.append(matmul("int8").linear(x, weight))
-    torch.set_num_threads(before)
-    assert all(torch.equal(results[0], other) for other in results[1:])
+    run = functools.partial(matmul("int8").linear, x, weight)
+    one = of_threads(1, run)
+    assert all(torch.equal(of_threads(count, run), one) for count in (2, 5))
 
 
 @pytest.mark.parametrize("columns", [256, 200])
@@ -274,14 +270,10 @@ def test_experts_of_any_number_of_threads(format: str) -> None:
     w13, w2 = pair(format)
     x, ids = torch.randn(100, w2_rows(w2)), spread_ids(100, 3)
     weights = torch.rand(ids.shape)
-    before = torch.get_num_threads()
-    results = []
-    for count in (1, 2, 5):
-        torch.set_num_threads(count)
-        results.append(matmul("int8").experts(x, w13, w2, weights, ids))
-    torch.set_num_threads(before)
-    assert torch.equal(results[0], results[1])
-    assert torch.equal(results[0], results[2])
+    run = functools.partial(matmul("int8").experts, x, w13, w2, weights, ids)
+    one = of_threads(1, run)
+    assert torch.equal(of_threads(2, run), one)
+    assert torch.equal(of_threads(5, run), one)
 
 
 def test_experts_of_more_tokens_than_one_slice() -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+
 import pytest
 import torch
 from stored import make_weight
@@ -94,15 +96,11 @@ def test_any_number_of_threads_gives_the_same() -> None:
     w2 = tamed(make_weight("bf16", 160, 96, batch=(4,), seed=1))
     x, ids = torch.randn(70, 160), spread_ids(70, 2).clamp(max=3)
     weights = torch.rand(ids.shape)
-    before = torch.get_num_threads()
-    products, experts = [], []
-    for count in (1, 2, 5, 13):
-        torch.set_num_threads(count)
-        products.append(matmul("bf16").linear(x, weight))
-        experts.append(matmul("bf16").experts(x, w13, w2, weights, ids))
-    torch.set_num_threads(before)
-    assert all(torch.equal(products[0], other) for other in products)
-    assert all(torch.equal(experts[0], other) for other in experts)
+    product = functools.partial(matmul("bf16").linear, x, weight)
+    experts = functools.partial(matmul("bf16").experts, x, w13, w2, weights, ids)
+    for run in (product, experts):
+        one = of_threads(1, run)
+        assert all(torch.equal(of_threads(count, run), one) for count in (2, 5, 13))
 
 
 @pytest.mark.parametrize(("rows", "columns"), [(1040, 544), (1033, 96), (80, 1056)])

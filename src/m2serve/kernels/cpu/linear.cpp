@@ -72,18 +72,16 @@ void multiply_slice(const m2_weight* const* weights, int num_weights, const Slic
                     int64_t index, const float* x, bool streams_results, float* const* y) {
     const auto [first, end] = slices.rows(index);
     const int64_t num_rows = end - first;
-    thread_local Workspace for_activations, scratch;
+    thread_local Workspace for_activations;
     Activations own = prepared(*weights[0], slices.kind, num_rows,
                                x + first * weights[0]->columns, for_activations, true);
     own.streams_results = streams_results;
-    const Kernels& run = *best_kernels();
     for (int i = 0; i < num_weights; ++i) {
         const m2_weight& weight = *weights[i];
         const int64_t width = weight.matrices * weight.rows;
+        const Part part{&weight, own, y[i] + first * width, width};
         for (int64_t matrix = 0; matrix < weight.matrices; ++matrix) {
-            run.matmul(matrix_of(weight, matrix), 0, weight.rows, own, nullptr, num_rows,
-                       y[i] + first * width + matrix * weight.rows, width,
-                       scratch.get(run.scratch_bytes));
+            multiply(part, matrix, {0, weight.rows}, num_rows);
         }
     }
 }
