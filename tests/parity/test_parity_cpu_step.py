@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import random
 from dataclasses import replace
+from statistics import median
 from typing import Any
 
 import pytest
@@ -101,13 +102,13 @@ def test_awkward_shapes(sizes: dict[str, int]) -> None:
     assert error(logits_of(native), logits_of(plain)) < 1e-5
 
 
-@pytest.mark.parametrize("format", ["nvfp4", "mxfp4", "int4-g32", "int4-g128", "int8"])
-def test_logits_with_int8_activations(format: str) -> None:
-    """Against the decoder in PyTorch with the same products: the median row of one layer, for a
-    value that is rounded the other way moves all that follows."""
+def int8_activation_error(format: str, seed: int) -> float:
+    """Of the logits beside the decoder in PyTorch with the same products, over what rounding the
+    activations itself costs."""
     shape = replace(SHAPE, num_hidden_layers=1)
     # In bfloat16 many values would be exactly half of a row's largest, and round either way.
-    embedding = torch.randn(shape.vocab_size, shape.hidden_size)
+    generator = torch.Generator().manual_seed(seed)
+    embedding = torch.randn(shape.vocab_size, shape.hidden_size, generator=generator)
     weights, same = (
         replace(
             dummy_weights(shape, format, attention_format=format, device=CPU, dtype=torch.float32),
@@ -123,9 +124,16 @@ def test_logits_with_int8_activations(format: str) -> None:
     assert isinstance(native, NativeMiniMaxM2)
     ours, theirs = logits_of(native), logits_of(MiniMaxM2(shape, same, rounding))
     exact = logits_of(MiniMaxM2(shape, same, REFERENCE))
-    assert typical(ours - theirs) < 0.1 * typical(theirs - exact)
     with pytest.raises(RuntimeError, match="in an order only it can read"):
         make_model(shape, native.weights)
+    return typical(ours - theirs) / typical(theirs - exact)
+
+
+@pytest.mark.parametrize("format", ["nvfp4", "mxfp4", "int4-g32", "int4-g128", "int8"])
+def test_logits_with_int8_activations(format: str) -> None:
+    """The median row of one layer, and of five draws the median: a value that is rounded the other
+    way moves all that follows."""
+    assert median(int8_activation_error(format, seed) for seed in range(5)) < 0.1
 
 
 def test_greedy_tokens() -> None:

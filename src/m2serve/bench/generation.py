@@ -14,7 +14,6 @@ import torch
 
 from m2serve.bench.operations import Costs, OperationMeter, StepMeter
 from m2serve.engine.block_pool import BlockPool
-from m2serve.engine.config import EngineConfig
 from m2serve.engine.model_runner import ModelRunner
 from m2serve.engine.placement import KV_CACHE_DTYPES, free_memory_bytes
 from m2serve.engine.request import EngineRequest, SamplingParams
@@ -26,7 +25,7 @@ from m2serve.model.minimax_m2 import MiniMaxM2, allocate_kv_cache
 from m2serve.spec.cost import kv_slot_bytes
 
 BLOCK_SIZE = 16
-_MAX_NUM_BATCHED_TOKENS = EngineConfig(model_path="").max_num_batched_tokens
+_MAX_NUM_BATCHED_TOKENS = 2048
 
 
 @dataclass(frozen=True)

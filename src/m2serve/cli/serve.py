@@ -57,8 +57,13 @@ def serve(
     ] = 0,
     max_num_seqs: Annotated[int, typer.Option(min=1, help="Sequences computed together.")] = 64,
     max_num_batched_tokens: Annotated[
-        int, typer.Option(min=1, help="Tokens of one step; long prompts are cut into such chunks.")
-    ] = 2048,
+        int,
+        typer.Option(
+            min=0,
+            help="Tokens of one step; long prompts are cut into such chunks. 0: 1,024 on a CPU, "
+            "2,048 on a GPU.",
+        ),
+    ] = 0,
     enable_prefix_caching: Annotated[
         bool, typer.Option(help="Reuse the KV cache of common prefixes.")
     ] = True,

@@ -24,7 +24,7 @@ def check_config(config: EngineConfig, shape: ModelShape) -> None:
     """Raise UsageError for a setting that no checkpoint of this shape can be served with."""
     limits = {
         "max_num_seqs": (1, 4096),
-        "max_num_batched_tokens": (1, 1 << 20),
+        "max_num_batched_tokens": (0, 1 << 20),
         "block_size": (1, 1024),
         "max_model_len": (0, shape.max_position_embeddings),
         "kv_cache_memory_bytes": (0, 1 << 50),

@@ -24,6 +24,7 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True):
     (kernels.cpu_linear.CpuActivation).
     `kv_cache_dtype` "auto" is the compute dtype; of the native CPU kernels bfloat16, unless `dtype`
     is given.
+    `max_num_batched_tokens` 0 means: DEFAULT_BATCHED_TOKENS of the device.
     `max_model_len` 0 means: the checkpoint's own context length, or what the KV cache can hold.
     """
 
@@ -32,7 +33,7 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True):
     dtype: DType = "auto"
     max_model_len: int = 0
     max_num_seqs: int = 64
-    max_num_batched_tokens: int = 2048
+    max_num_batched_tokens: int = 0
     block_size: int = 16
     enable_prefix_caching: bool = True
     kv_cache_memory_bytes: int = 0

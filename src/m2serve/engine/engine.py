@@ -21,6 +21,7 @@ import msgspec
 from m2serve.engine.block_pool import BlockPool
 from m2serve.engine.config import EngineConfig
 from m2serve.engine.model_runner import ModelRunner
+from m2serve.engine.placement import choose_max_num_batched_tokens
 from m2serve.engine.request import (
     EngineInfo,
     EngineOutput,
@@ -101,7 +102,7 @@ class Engine:
             vocab_size=runner.model.shape.vocab_size,
             used_vocab_size=runner.used_vocab_size,
             max_num_seqs=config.max_num_seqs,
-            max_num_batched_tokens=config.max_num_batched_tokens,
+            max_num_batched_tokens=choose_max_num_batched_tokens(config, runner.device),
             num_kv_blocks=runner.kv_cache.num_blocks,
             kv_block_size=runner.kv_cache.block_size,
             enable_prefix_caching=config.enable_prefix_caching,

@@ -22,6 +22,7 @@ from m2serve.engine.placement import (
     choose_device,
     choose_dtype,
     choose_kv_cache_dtype,
+    choose_max_num_batched_tokens,
     choose_num_threads,
     free_memory_bytes,
     has_cpu_kernels,
@@ -114,7 +115,7 @@ class ModelRunner:
         activation_bytes = 0
         if device.type == "cuda":
             longest = config.max_model_len or model.shape.max_position_embeddings
-            num_tokens = min(config.max_num_batched_tokens, longest)
+            num_tokens = min(choose_max_num_batched_tokens(config, device), longest)
             small = with_blocks(-(-num_tokens // config.block_size), num_tokens)
             activation_bytes = _peak_bytes(small, num_tokens)
             del small

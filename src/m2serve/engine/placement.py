@@ -80,6 +80,16 @@ def choose_num_threads(config: EngineConfig, machine: Machine, has_kernels: bool
     return min(asked_for or machine.num_cores, MAX_THREADS)
 
 
+# On a CPU prompts of hundreds of tokens are computed no faster by more at once, but all of a step's
+# prompts wait for the last of them.
+DEFAULT_BATCHED_TOKENS = {"cpu": 1024, "cuda": 2048}
+
+
+def choose_max_num_batched_tokens(config: EngineConfig, device: torch.device) -> int:
+    """The config's number, else DEFAULT_BATCHED_TOKENS."""
+    return config.max_num_batched_tokens or DEFAULT_BATCHED_TOKENS[device.type]
+
+
 def free_memory_bytes(device: torch.device) -> int:
     """What can be allocated on the device now."""
     if device.type == "cpu":

@@ -77,7 +77,7 @@ def test_one_sequence_that_does_not_fit_says_what_to_change() -> None:
     ("field", "value"),
     [
         ("max_num_seqs", 0),
-        ("max_num_batched_tokens", 0),
+        ("max_num_batched_tokens", -1),
         ("block_size", 0),
         ("max_model_len", -1),
         ("max_model_len", 1),

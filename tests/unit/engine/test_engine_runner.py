@@ -61,6 +61,17 @@ def test_the_cache_has_the_dtype_asked_for(tmp_path: Path, name: KVCacheDType) -
     assert run_largest_step(runner, 40).error is None
 
 
+def test_the_tokens_of_a_step_are_asked_for_or_those_of_the_device() -> None:
+    asked, auto = (
+        EngineConfig(model_path="x", max_num_batched_tokens=7),
+        EngineConfig(model_path="x"),
+    )
+    for name, tokens in (("cpu", 1024), ("cuda", 2048)):
+        device = torch.device(name)
+        assert placement.choose_max_num_batched_tokens(asked, device) == 7
+        assert placement.choose_max_num_batched_tokens(auto, device) == tokens
+
+
 def test_pytorch_refuses_a_cache_it_cannot_read() -> None:
     config = EngineConfig(model_path="x", kv_cache_dtype="fp8")
     with pytest.raises(UsageError) as caught:

@@ -35,6 +35,7 @@ template <class Format>
 struct NibbleSlab {
     static constexpr int kGroup = Format::kGroup;
     static constexpr int kVectors = kGroup / 8;
+    static constexpr int kPlaces = 2;  // read by turns
     // So many vectors' sums of products fit 16 bits.
     static constexpr int kSafe = 32767 / (4 * 127 * Format::kMostCode);
     static constexpr int kAtOnce = kQuadsAreWide || kVectors <= kSafe ? kVectors : kVectors / 2;
@@ -111,6 +112,7 @@ struct NibbleSlab {
 struct ByteSlab {
     static constexpr int kGroup = 32;
     static constexpr int kVectors = kGroup / 4;
+    static constexpr int kPlaces = 4;
     static constexpr bool kHasOffset = true;
 
     template <int T>
@@ -143,40 +145,64 @@ struct ByteSlab {
     }
 };
 
-// T rows of activations against every slab of the task; the slabs are outermost, so that each comes
-// from memory once.
-template <class Slabs, int T>
-inline void slab_tokens(const Task& task, const Slab& slab, int64_t n, int64_t m0, F factor) {
+// T rows of activations from m0 on against S slabs of the task, whose first rows are n.
+template <class Slabs, int T, int S>
+inline void slab_tokens(const Task& task, const int64_t* n, int64_t m0) {
     // One row and zero points: two sums, so that an addition does not wait for the one before it.
     constexpr int kChains = T == 1 && !Slabs::kHasOffset ? 2 : 1;
     Int8Activations x[T];
-    F sums[T * kChains];
+    Slab slab[S];
+    F sums[S * T * kChains];
     each<T>([&](auto t) { x[t] = int8_activations(task.x, task.token(m0 + t)); });
-    each<T * kChains>([&](auto i) { sums[i] = zero(); });
+    each<S>([&](auto s) { slab[s] = slab_of(task.w, n[s], Slabs::kGroup); });
+    each<S * T * kChains>([&](auto i) { sums[i] = zero(); });
     const int64_t groups = (task.w.columns + Slabs::kGroup - 1) / Slabs::kGroup;
     for (int64_t group = 0; group < groups; ++group) {
-        Slabs::template group<T, kChains>(slab, group, task.w.columns, x, sums);
+        each<S>([&](auto s) {
+            Slabs::template group<T, kChains>(slab[s], group, task.w.columns, x,
+                                              sums + s * T * kChains);
+        });
     }
-    each<T>([&](auto t) {
-        const F total = kChains == 1 ? sums[t] : add(sums[t * kChains], sums[t * kChains + 1]);
-        store(task.out(m0 + t, n), mul(total, factor));
+    each<S>([&](auto s) {
+        const F factor = Slabs::factor(task, n[s]);
+        each<T>([&](auto t) {
+            const F* sum = sums + (s * T + t) * kChains;
+            const F total = kChains == 1 ? sum[0] : add(sum[0], sum[kChains - 1]);
+            store(task.out(m0 + t, n[s]), mul(total, factor));
+        });
     });
+}
+
+// All rows of activations against S slabs, so that each comes from memory once.
+template <class Slabs, int S>
+inline void slab_block(const Task& task, const int64_t* n) {
+    int64_t m = 0;
+    for (; m + kSlabTokens <= task.num_tokens; m += kSlabTokens) {
+        slab_tokens<Slabs, kSlabTokens, S>(task, n, m);
+    }
+    each<kSlabTokens - 1>([&](auto less) {
+        constexpr int left = less + 1;
+        if (task.num_tokens - m == left) slab_tokens<Slabs, left, S>(task, n, m);
+    });
+}
+
+template <class Slabs, int S>
+inline void slab_rows(const Task& task) {
+    const int64_t apart = (task.n1 - task.n0) / kLanes / S * kLanes;
+    for (int64_t n = task.n0; n < task.n0 + apart; n += kLanes) {
+        int64_t at[S];
+        each<S>([&](auto s) { at[s] = n + s * apart; });
+        slab_block<Slabs, S>(task, at);
+    }
+    for (int64_t n = task.n0 + S * apart; n < task.n1; n += kLanes) slab_block<Slabs, 1>(task, &n);
 }
 
 template <class Slabs>
 void slabs(const Task& task) {
-    for (int64_t n = task.n0; n < task.n1; n += kLanes) {
-        const Slab slab = slab_of(task.w, n, Slabs::kGroup);
-        const F factor = Slabs::factor(task, n);
-        int64_t m = 0;
-        for (; m + kSlabTokens <= task.num_tokens; m += kSlabTokens) {
-            slab_tokens<Slabs, kSlabTokens>(task, slab, n, m, factor);
-        }
-        each<kSlabTokens - 1>([&](auto less) {
-            constexpr int left = less + 1;
-            if (task.num_tokens - m == left) slab_tokens<Slabs, left>(task, slab, n, m, factor);
-        });
-    }
+    // With more rows of activations the products take longer than the weights.
+    constexpr int64_t kMemoryTokens = 4;
+    task.num_tokens <= kMemoryTokens ? slab_rows<Slabs, Slabs::kPlaces>(task)
+                                     : slab_rows<Slabs, 1>(task);
 }
 
 }  // namespace

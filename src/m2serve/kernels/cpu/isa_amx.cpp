@@ -1,5 +1,5 @@
 // The kernels for AMX with bfloat16: those of AVX-512, and the tile registers for many rows of
-// activations, with BF16 weights for two or more.
+// activations, with BF16 weights for three or more.
 #define M2_ISA amx
 #define M2_HAS_BF16_DOT
 #include "simd_avx512.h"
@@ -15,7 +15,7 @@ namespace M2_ISA {
 namespace {
 
 // From so many rows a matrix on the tiles are faster than the vectors.
-constexpr int64_t kTilesFrom = 16, kTurnedFrom = 2;
+constexpr int64_t kTilesFrom = 16, kTurnedFrom = 3;
 
 void prepare_row(const Matrix& w, const Activations& x, int64_t row, const float* from) {
     if (x.kind != ActivationKind::kTiles) return avx512_kernels()->prepare_row(w, x, row, from);

@@ -31,8 +31,11 @@ struct GroupedFloat {
         return float_activations(task.x, task.token(m));
     }
     template <int M>
-    static void row(const Task& task, int64_t n, int64_t k0, int64_t k1, const X* x, F* acc) {
-        float_row<Format, M>(row_of(task.w, n, Format::kGroup), k0, k1, x, acc);
+    static constexpr int kPlaces = 1;
+    template <int M, int R>
+    static void rows(const Task& task, const int64_t* n, int64_t k0, int64_t k1, const X* x,
+                     F* acc) {
+        float_row<Format, M>(row_of(task.w, n[0], Format::kGroup), k0, k1, x, acc);
     }
 };
 template <class Format>
@@ -42,26 +45,51 @@ struct Spans {
         return float_activations(task.x, task.token(m)).values;
     }
     template <int M>
-    static void row(const Task& task, int64_t n, int64_t k0, int64_t k1, const X* x, F* acc) {
-        span_row<Format, M>(task.w.codes + n * task.w.code_stride, block_scale(task.w, n),
-                            task.w.group, k0, k1, x, acc);
+    static constexpr int kPlaces = std::clamp(kSumsAtOnce / (M * kSpanSums<M>), 1, 4);
+    template <int M, int R>
+    static void rows(const Task& task, const int64_t* n, int64_t k0, int64_t k1, const X* x,
+                     F* acc) {
+        const uint8_t* codes[R];
+        const float* scale[R];
+        each<R>([&](auto r) {
+            codes[r] = task.w.codes + n[r] * task.w.code_stride;
+            scale[r] = block_scale(task.w, n[r]);
+        });
+        span_rows<Format, M, R>(codes, scale, task.w.group, k0, k1, x, acc);
     }
 };
 
-// M rows of activations against every row of weights.
+// M rows of activations against R rows of weights by turns.
+template <class Product, int M, int R>
+inline void direct_block(const Task& task, int64_t m0, const int64_t* n, int64_t k0, int64_t k1,
+                         const typename Product::X* x) {
+    F acc[R * M];
+    each<R * M>([&](auto i) { acc[i] = zero(); });
+    Product::template rows<M, R>(task, n, k0, k1, x, acc);
+    each<R>([&](auto r) {
+        const float factor = factor_of_row(task, n[r]);
+        each<M>([&](auto m) {
+            float* out = task.out(m0 + m, n[r]);
+            *out = (k0 > 0 ? *out : 0.0f) + factor * sum(acc[r * M + m]);
+        });
+    });
+}
+
+// M rows of activations against every row of weights, in several places by turns: the processor's own
+// prefetching brings more from a few places at once than from one.
 template <class Product, int M>
 inline void direct_rows(const Task& task, int64_t m0, int64_t k0, int64_t k1) {
+    constexpr int R = Product::template kPlaces<M>;
     typename Product::X x[M];
     for (int m = 0; m < M; ++m) x[m] = Product::activations(task, m0 + m);
-    for (int64_t n = task.n0; n < task.n1; ++n) {
-        F acc[M];
-        each<M>([&](auto m) { acc[m] = zero(); });
-        Product::template row<M>(task, n, k0, k1, x, acc);
-        const float factor = factor_of_row(task, n);
-        each<M>([&](auto m) {
-            float* out = task.out(m0 + m, n);
-            *out = (k0 > 0 ? *out : 0.0f) + factor * sum(acc[m]);
-        });
+    const int64_t apart = (task.n1 - task.n0) / R;
+    for (int64_t i = 0; i < apart; ++i) {
+        int64_t n[R];
+        each<R>([&](auto r) { n[r] = task.n0 + r * apart + i; });
+        direct_block<Product, M, R>(task, m0, n, k0, k1, x);
+    }
+    for (int64_t n = task.n0 + R * apart; n < task.n1; ++n) {
+        direct_block<Product, M, 1>(task, m0, &n, k0, k1, x);
     }
 }
 

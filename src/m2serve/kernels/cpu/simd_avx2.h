@@ -164,6 +164,8 @@ inline I add_int8(I sum, I w, I x) {
 constexpr bool kQuadsAreWide = false;
 // Rows of int8 activations that meet a slab at once: their sums are in registers.
 constexpr int kSlabTokens = 4;
+// Sums that stay in registers beside what they are made of.
+constexpr int kSumsAtOnce = 8;
 inline I add_quads(I sum, I u, I x) {
     return _mm256_add_epi16(sum, _mm256_maddubs_epi16(u, x));
 }

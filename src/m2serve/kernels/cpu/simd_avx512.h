@@ -172,6 +172,8 @@ inline I add_int8(I sum, I w, I x) {
 }
 constexpr bool kQuadsAreWide = true;
 constexpr int kSlabTokens = 8;
+// Sums that stay in registers beside what they are made of.
+constexpr int kSumsAtOnce = 16;
 inline I add_quads(I sum, I u, I x) { return _mm512_dpbusd_epi32(sum, u, x); }
 inline I finish_quads(I sum) { return sum; }
 

@@ -59,55 +59,72 @@ __attribute__((always_inline)) inline void unfold(I raw, const Put& put) {
     each<Format::kVectors>([&](auto v) { put(Format::template vector<v>(raw), v); });
 }
 
-// The sums of M rows of activations over columns k0..k1, several to a row where few rows would
-// leave the multipliers waiting for one another.
-template <class Format, int M>
-inline void span(const uint8_t* codes, int64_t k0, int64_t k1, const float* const* x, F* total) {
-    constexpr int kSums = M == 1 ? 4 : M <= 4 ? 2 : 1;
+// Sums of a row of codes and one of activations: several where few rows would leave the multipliers
+// waiting for one another.
+template <int M>
+constexpr int kSpanSums = M == 1 ? 4 : M <= 4 ? 2 : 1;
+
+// The sums of M rows of activations with each of R rows of codes over columns k0..k1: total[r * M + m],
+// which does not depend on R.
+template <class Format, int M, int R>
+inline void span(const uint8_t* const* codes, int64_t k0, int64_t k1, const float* const* x,
+                 F* total) {
+    constexpr int kSums = kSpanSums<M>;
     constexpr int kUnits = kSums <= Format::kVectors ? 1 : kSums / Format::kVectors;
     constexpr int kUnit = Format::kVectors * kLanes;  // columns
-    F sums[M * kSums];
-    each<M * kSums>([&](auto i) { sums[i] = zero(); });
-    const auto unit = [&](I raw, int64_t at, auto index) {
+    F sums[R * M * kSums];
+    each<R * M * kSums>([&](auto i) { sums[i] = zero(); });
+    const auto unit = [&](I raw, int64_t at, auto r, auto index) {
         unfold<Format>(raw, [&](F w, auto v) {
             constexpr int s = (index * Format::kVectors + v) % kSums;
             each<M>([&](auto m) {
-                F& one = sums[m * kSums + s];
+                F& one = sums[(r * M + m) * kSums + s];
                 one = fma(w, load(x[m] + at + v * kLanes), one);
             });
         });
     };
     constexpr int kSize = kBytesPerColumn<Format>;
-    constexpr int kLine = 64, kLines = (kUnits * kUnit * kSize + kLine - 1) / kLine;
+    constexpr int kLine = 64, kLines = (kUnit * kSize + kLine - 1) / kLine;
     int64_t k = k0;
     for (; k + kUnits * kUnit <= k1; k += kUnits * kUnit) {
-        each<kLines>([&](auto i) { __builtin_prefetch(codes + k * kSize + 2048 + i * kLine); });
         each<kUnits>([&](auto u) {
-            unit(load_bytes(codes + (k + u * kUnit) * kSize), k + u * kUnit, u);
+            const int64_t at = k + u * kUnit;
+            each<R>([&](auto r) {
+                const uint8_t* from = codes[r] + at * kSize;
+                each<kLines>([&](auto i) { __builtin_prefetch(from + 2048 + i * kLine); });
+                unit(load_bytes(from), at, r, u);
+            });
         });
     }
     for (; k < k1; k += kUnit) {
-        unit(load_unit(codes + k * kSize, (k1 - k) * kSize), k, std::integral_constant<int, 0>{});
+        each<R>([&](auto r) {
+            unit(load_unit(codes[r] + k * kSize, (k1 - k) * kSize), k, r,
+                 std::integral_constant<int, 0>{});
+        });
     }
-    each<M>([&](auto m) {
-        total[m] = sums[m * kSums];
-        each<kSums - 1>([&](auto s) { total[m] = add(total[m], sums[m * kSums + s + 1]); });
+    each<R * M>([&](auto i) {
+        total[i] = sums[i * kSums];
+        each<kSums - 1>([&](auto s) { total[i] = add(total[i], sums[i * kSums + s + 1]); });
     });
 }
 
-template <class Format, int M>
-inline void span_row(const uint8_t* codes, const float* scale, int block, int64_t k0, int64_t k1,
-                     const float* const* x, F* acc) {
-    F total[M];
+template <class Format, int M, int R>
+inline void span_rows(const uint8_t* const* codes, const float* const* scale, int block, int64_t k0,
+                      int64_t k1, const float* const* x, F* acc) {
+    F total[R * M];
     if constexpr (!Format::kScaled) {
-        span<Format, M>(codes, k0, k1, x, total);
-        each<M>([&](auto m) { acc[m] = add(acc[m], total[m]); });
+        span<Format, M, R>(codes, k0, k1, x, total);
+        each<R * M>([&](auto i) { acc[i] = add(acc[i], total[i]); });
     } else {
         for (int64_t k = k0; k < k1;) {
             const int64_t end = (k / block + 1) * block < k1 ? (k / block + 1) * block : k1;
-            span<Format, M>(codes, k, end, x, total);
-            const F factor = splat(scale[k / block] * kFp8Factor);
-            each<M>([&](auto m) { acc[m] = fma(total[m], factor, acc[m]); });
+            span<Format, M, R>(codes, k, end, x, total);
+            each<R>([&](auto r) {
+                const F factor = splat(scale[r][k / block] * kFp8Factor);
+                each<M>([&](auto m) {
+                    acc[r * M + m] = fma(total[r * M + m], factor, acc[r * M + m]);
+                });
+            });
             k = end;
         }
     }

@@ -8,8 +8,6 @@
 namespace m2::M2_ISA {
 namespace {
 
-// Up to so many rows of activations one block of weights at a time is faster: memory decides.
-constexpr int64_t kMemoryTokens = 32;
 // Where blocks of weights meet several pairs of slabs: columns in parts of which the first cache
 // holds both factors, while the sums wait in memory.
 constexpr int64_t kStepsAtOnce = 8;
@@ -69,36 +67,46 @@ inline StoredBlock stored_block(const Task& task, int64_t n) {
             static_cast<int>(std::min(task.n1 - first, kRegisterRows))};
 }
 
-// The 16 rows that are read next, asked for in their order while those before them are multiplied.
+// Where the 16 rows are that are read behind the task's rows before n: the task's own, behind it those
+// that start at `next`, or where there is none the rows below, which the same thread is likely to
+// take; null: nowhere.
+inline const uint8_t* rows_behind(const Task& task, int64_t n, const uint8_t* next) {
+    if (n >= task.n1 && next) return next + (n - task.n1) * task.w.code_stride;
+    return n + kRegisterRows <= task.w.rows ? task.w.row(n) : nullptr;
+}
+
+// What is read next, brought near while what came before is multiplied: a line of one place and a line
+// of the other by turns, each read and, some lines on, asked for. So the processor's own prefetching
+// follows both; it follows rows 16 at a time, as the tiles load them, badly.
 class RowsBehind {
   public:
-    // From row n on, or behind the task those that start at `next`, or where there is none the rows
-    // below, which the same thread is likely to take.
-    RowsBehind(const Task& task, int64_t n, const uint8_t* next) {
-        const int64_t stride = task.w.code_stride;
-        if (n >= task.n1 && next) {
-            at_ = next + (n - task.n1) * stride;
-        } else if (n + kRegisterRows <= task.w.rows) {
-            at_ = task.w.row(n);
-        } else {
-            return;
-        }
-        lines_ = kRegisterRows * stride / kBytes;
+    // 16 rows at either place, or at the first alone.
+    RowsBehind(const Task& task, const uint8_t* first, const uint8_t* second)
+        : first_(first), lines_(kRegisterRows * task.w.code_stride / kBytes) {
+        if (!first) lines_ = 0;
+        if (!second) lines_ /= 2;
+        apart_ = second ? second - first : lines_ * kBytes;
     }
-    RowsBehind() = default;
     // All of them in so many steps.
     void spread(int64_t steps) { at_once_ = (lines_ + steps - 1) / steps; }
-    // Into the second cache.
-    void ask() {
+    __attribute__((always_inline)) void ask() {
         const int64_t lines = std::min(at_once_, lines_);
-        for (int64_t i = 0; i < lines; ++i) __builtin_prefetch(at_ + i * kBytes, 0, 2);
-        at_ += lines * kBytes;
+        for (int64_t i = 0; i < lines; ++i, first_ += kBytes) {
+            bring(first_);
+            bring(first_ + apart_);
+        }
         lines_ -= lines;
     }
 
   private:
-    const uint8_t* at_ = nullptr;
-    int64_t lines_ = 0, at_once_ = 0;  // left, of a step
+    static void bring(const uint8_t* line) {
+        __builtin_prefetch(line + kAsked);
+        asm volatile("" ::"v"(load_bytes(line)));
+    }
+
+    static constexpr int64_t kAsked = 2048;
+    const uint8_t* first_;
+    int64_t apart_, lines_, at_once_ = 0;  // left, of a step
 };
 
 // run(m0, m1) for slices of a task's rows of activations.
@@ -113,18 +121,19 @@ inline void for_stored_slices(const Task& task, const Run& run) {
 // One or two blocks of weights, which begin at `rows`; of one both entries are the same.
 struct StoredBlocks {
     const uint8_t* rows[2];
-    RowsBehind behind[2];
+    RowsBehind behind;
     int count;
 };
 
 // The sums of the blocks with every pair of slabs of m0..m1, for finish(m, sums): those of the pair
 // whose first row of activations is m.
 template <class Finish>
-inline void stored_sums(const Task& task, StoredBlocks& blocks, int64_t m0, int64_t m1,
+inline void stored_sums(const Task& task, const StoredBlocks& blocks, int64_t m0, int64_t m1,
                         TileSums* sums, const Finish& finish) {
     const int64_t steps = steps_of(task.w.columns), num_pairs = block_pairs(m1 - m0);
     const int64_t at_once = num_pairs > 1 ? kStepsAtOnce : steps;
-    for (int b = 0; b < blocks.count; ++b) blocks.behind[b].spread(steps * num_pairs);
+    RowsBehind behind = blocks.behind;
+    behind.spread(steps * num_pairs);
     for (int64_t from = 0; from < steps; from += at_once) {
         const int64_t offset = from * kBytes;
         for (int64_t pair = 0; pair < num_pairs; ++pair) {
@@ -135,9 +144,7 @@ inline void stored_sums(const Task& task, StoredBlocks& blocks, int64_t m0, int6
                                       {turned, turned + steps},
                                       std::min(at_once, steps - from),
                                       from > 0};
-            tile_products(blocks.count, m + kLanes < m1 ? 2 : 1, factors, sums[pair], [&] {
-                for (int b = 0; b < blocks.count; ++b) blocks.behind[b].ask();
-            });
+            tile_products(blocks.count, m + kLanes < m1 ? 2 : 1, factors, sums[pair], [&] { behind.ask(); });
             if (from + at_once >= steps) finish(m, sums[pair]);
         }
     }
@@ -169,21 +176,23 @@ inline void put_stored(const Task& task, const StoredBlock& block, int64_t m,
     }
 }
 
+// Blocks by pairs, one of either half of the rows: two places are read faster than one, and their
+// sums share the activations.
 inline void stored_matmul(const Task& task, TileSums* sums) {
-    const int at_once = task.num_tokens <= kMemoryTokens ? 1 : 2;
+    const int64_t num_blocks = (task.n1 - task.n0 + kRegisterRows - 1) / kRegisterRows;
+    const int64_t apart = (num_blocks + 1) / 2 * kRegisterRows;
     for_stored_slices(task, [&](int64_t m0, int64_t m1) {
-        for (int64_t n = task.n0; n < task.n1; n += at_once * kRegisterRows) {
-            StoredBlock place[2];
-            StoredBlocks blocks{{}, {}, n + kRegisterRows < task.n1 ? at_once : 1};
-            for (int b = 0; b < blocks.count; ++b) {
-                const int64_t at = n + b * kRegisterRows;
-                place[b] = stored_block(task, at);
-                blocks.rows[b] = task.w.row(place[b].n);
-                blocks.behind[b] = {
-                    task, at + blocks.count * kRegisterRows,
-                    m1 < task.num_tokens ? task.w.row(task.n0) : task.w.next_rows};
-            }
-            if (blocks.count == 1) blocks.rows[1] = blocks.rows[0];
+        const uint8_t* next = m1 < task.num_tokens ? task.w.row(task.n0) : task.w.next_rows;
+        for (int64_t n = task.n0; n < task.n0 + apart; n += kRegisterRows) {
+            const int count = n + apart < task.n1 ? 2 : 1;
+            const StoredBlock place[2] = {stored_block(task, n),
+                                          stored_block(task, count == 2 ? n + apart : n)};
+            const bool is_last = n + kRegisterRows == task.n0 + apart;
+            const int64_t behind = is_last ? task.n1 : n + kRegisterRows;
+            const StoredBlocks blocks{
+                {task.w.row(place[0].n), task.w.row(place[1].n)},
+                {task, rows_behind(task, behind, next), rows_behind(task, behind + apart, next)},
+                count};
             stored_sums(task, blocks, m0, m1, sums, [&](int64_t m, const TileSums& pair) {
                 for (int s = 0; s < 2 && m + s * kLanes < m1; ++s) {
                     for (int b = 0; b < blocks.count; ++b) {
@@ -223,9 +232,11 @@ inline void stored_gate_up(const Task& gate, const Task& up, const Activations& 
         const uint8_t* next_up = is_last ? up_behind : up.w.row(up.n0);
         for (int64_t n = gate.n0; n < gate.n1; n += kRegisterRows) {
             const StoredBlock block = stored_block(gate, n);
-            StoredBlocks blocks{{gate.w.row(block.n), up.w.row(block.n)},
-                                {{gate, n + kRegisterRows, next}, {up, n + kRegisterRows, next_up}},
-                                2};
+            const int64_t behind = n + kRegisterRows;
+            const StoredBlocks blocks{
+                {gate.w.row(block.n), up.w.row(block.n)},
+                {gate, rows_behind(gate, behind, next), rows_behind(up, behind, next_up)},
+                2};
             stored_sums(gate, blocks, m0, m1, sums, [&](int64_t m, const TileSums& pair) {
                 auto* slab = static_cast<I*>(hidden.values) +
                              (gate.token(0) + m) / kLanes * slab_pairs;
