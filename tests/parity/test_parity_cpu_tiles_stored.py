@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import ctypes
 import functools
+import mmap
 
 import pytest
 import torch
@@ -16,6 +18,7 @@ from test_parity_cpu_tiles import (
 )
 from threads import of_threads
 
+from m2serve.checkpoint.weights import DenseWeight
 from m2serve.kernels import reference
 
 pytestmark = pytest.mark.skipif(LIBRARY is None or LIBRARY.isa != "amx", reason="no AMX here")
@@ -57,6 +60,43 @@ def test_no_expert_spoils_another_token() -> None:
     others = [i for i in range(30) if i != 11]
     assert bool(y[11].isnan().all())
     assert torch.equal(y[others], good[others])
+
+
+def before_nothing(weight: DenseWeight) -> DenseWeight:
+    """The same, up to the end of memory behind which a read ends the process."""
+    page = mmap.PAGESIZE
+    num_bytes = weight.weight.nbytes
+    size = -(-num_bytes // page) * page
+    memory = mmap.mmap(-1, size + page)
+    address = ctypes.addressof(ctypes.c_char.from_buffer(memory))
+    libc = ctypes.CDLL(None, use_errno=True)
+    assert libc.mprotect(ctypes.c_void_p(address + size), ctypes.c_size_t(page), 0) == 0
+    values = torch.frombuffer(
+        memory, dtype=torch.bfloat16, count=num_bytes // 2, offset=size - num_bytes
+    ).view(weight.weight.shape)
+    return DenseWeight(values.copy_(weight.weight))
+
+
+@pytest.mark.parametrize("tokens", [3, 40, 600])
+@pytest.mark.parametrize(("hidden", "width"), [(64, 32), (96, 64), (800, 96), (96, 352)])
+@pytest.mark.parametrize("num_threads", [1, 2, 3])
+def test_nothing_behind_the_weights_is_read(
+    hidden: int, width: int, tokens: int, num_threads: int
+) -> None:
+    """What comes next is loaded while what came before is multiplied."""
+    for rows in (16, 17, 31, 33, 300):
+        weight = before_nothing(make_weight("bf16", rows, hidden))
+        x = torch.randn(tokens, hidden)
+        y = of_threads(num_threads, functools.partial(matmul("bf16").linear, x, weight))
+        assert_tiles(y, x, weight)
+    w13 = before_nothing(tamed(make_weight("bf16", width, hidden, batch=(3, 2))))
+    w2 = before_nothing(tamed(make_weight("bf16", hidden, width, batch=(3,), seed=1)))
+    ids = spread_ids(tokens, 3).clamp(max=2)
+    weights = torch.rand(ids.shape)
+    x = torch.randn(tokens, hidden).bfloat16().float() * hidden**-0.5
+    run = functools.partial(matmul("bf16").experts, x, w13, w2, weights, ids)
+    y = of_threads(num_threads, run).double()
+    assert_near(y, expected_experts(x, w13, w2, weights, ids), 1e-2)
 
 
 @pytest.mark.parametrize("tokens", [4, 9, 40, 700])

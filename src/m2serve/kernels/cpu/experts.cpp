@@ -127,8 +127,10 @@ void gate_and_up(const Pass& pass, const GateChunk& chunk, const GateChunk& next
     const int64_t expert = pass.routing.hit[hit];
     Matrix w1 = matrix_of(pass.w13, 2 * expert), w3 = matrix_of(pass.w13, 2 * expert + 1);
     w1.next_rows = w3.row(n0);
+    w1.next_row = n0;
     if (next.hit >= 0) {
         w3.next_rows = matrix_of(pass.w13, 2 * pass.routing.hit[next.hit]).row(next.rows.begin);
+        w3.next_row = next.rows.begin;
     }
     if (pass.is_fused()) {
         void* memory = scratch.kernel.get(run.gate_up_scratch_bytes(w1.columns));
@@ -161,6 +163,7 @@ void down(const Pass& pass, int64_t num_tokens, int64_t n0, int64_t n1) {
         Matrix w2 = matrix_of(pass.w2, pass.routing.hit[hit]);
         if (hit + 1 < pass.num_hit()) {
             w2.next_rows = matrix_of(pass.w2, pass.routing.hit[hit + 1]).row(n0);
+            w2.next_row = n0;
         }
         const int32_t* rows = pass.rows_of_hidden() + first;
         if (adds) {

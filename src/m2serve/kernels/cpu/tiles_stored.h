@@ -67,12 +67,19 @@ inline StoredBlock stored_block(const Task& task, int64_t n) {
             static_cast<int>(std::min(task.n1 - first, kRegisterRows))};
 }
 
-// Where the 16 rows are that are read behind the task's rows before n: the task's own, behind it those
-// that start at `next`, or where there is none the rows below, which the same thread is likely to
-// take; null: nowhere.
-inline const uint8_t* rows_behind(const Task& task, int64_t n, const uint8_t* next) {
-    if (n >= task.n1 && next) return next + (n - task.n1) * task.w.code_stride;
-    return n + kRegisterRows <= task.w.rows ? task.w.row(n) : nullptr;
+// What is read behind a task's rows: a row of a matrix of the same size, and its number; null: unknown.
+struct NextRows {
+    const uint8_t* at;
+    int64_t row;
+};
+// Where 16 whole rows are that are read soon: from row n on, or where that is behind the task, as many
+// rows behind `next`; where nothing is known, the rows below, which the same thread is likely to
+// take, or null.
+inline const uint8_t* rows_behind(const Task& task, int64_t n, const NextRows& next) {
+    const int64_t last = task.w.rows - kRegisterRows, beyond = n - task.n1;
+    if (beyond < 0) return task.w.row(std::min(n, last));
+    if (!next.at) return n <= last ? task.w.row(n) : nullptr;
+    return next.at + (std::min(next.row + beyond, last) - next.row) * task.w.code_stride;
 }
 
 // What is read next, brought near while what came before is multiplied: a line of one place and a line
@@ -144,7 +151,8 @@ inline void stored_sums(const Task& task, const StoredBlocks& blocks, int64_t m0
                                       {turned, turned + steps},
                                       std::min(at_once, steps - from),
                                       from > 0};
-            tile_products(blocks.count, m + kLanes < m1 ? 2 : 1, factors, sums[pair], [&] { behind.ask(); });
+            tile_products(blocks.count, m + kLanes < m1 ? 2 : 1, factors, sums[pair],
+                          [&] { behind.ask(); });
             if (from + at_once >= steps) finish(m, sums[pair]);
         }
     }
@@ -182,7 +190,9 @@ inline void stored_matmul(const Task& task, TileSums* sums) {
     const int64_t num_blocks = (task.n1 - task.n0 + kRegisterRows - 1) / kRegisterRows;
     const int64_t apart = (num_blocks + 1) / 2 * kRegisterRows;
     for_stored_slices(task, [&](int64_t m0, int64_t m1) {
-        const uint8_t* next = m1 < task.num_tokens ? task.w.row(task.n0) : task.w.next_rows;
+        const NextRows next = m1 < task.num_tokens
+                                  ? NextRows{task.w.row(task.n0), task.n0}
+                                  : NextRows{task.w.next_rows, task.w.next_row};
         for (int64_t n = task.n0; n < task.n0 + apart; n += kRegisterRows) {
             const int count = n + apart < task.n1 ? 2 : 1;
             const StoredBlock place[2] = {stored_block(task, n),
@@ -224,15 +234,17 @@ inline void stored_gate_up(const Task& gate, const Task& up, const Activations& 
                            TileSums* sums) {
     const int64_t slab_pairs = steps_of(hidden.columns) * kRegisterPairs;
     // W3 of an expert lies behind its W1.
-    const uint8_t* behind = up.w.next_rows;
-    const uint8_t* up_behind = behind ? behind + up.w.rows * up.w.code_stride : nullptr;
+    const int64_t matrix_bytes = up.w.rows * up.w.code_stride;
+    const auto next_of = [&](const Task& task, int64_t m1) -> NextRows {
+        if (m1 < task.num_tokens) return {task.w.row(task.n0), task.n0};
+        const uint8_t* at = up.w.next_rows;
+        return {at && &task == &up ? at + matrix_bytes : at, up.w.next_row};
+    };
     for_stored_slices(gate, [&](int64_t m0, int64_t m1) {
-        const bool is_last = m1 == gate.num_tokens;
-        const uint8_t* next = is_last ? behind : gate.w.row(gate.n0);
-        const uint8_t* next_up = is_last ? up_behind : up.w.row(up.n0);
+        const NextRows next = next_of(gate, m1), next_up = next_of(up, m1);
         for (int64_t n = gate.n0; n < gate.n1; n += kRegisterRows) {
             const StoredBlock block = stored_block(gate, n);
-            const int64_t behind = n + kRegisterRows;
+            const int64_t behind = std::min(n + kRegisterRows, gate.n1);
             const StoredBlocks blocks{
                 {gate.w.row(block.n), up.w.row(block.n)},
                 {gate, rows_behind(gate, behind, next), rows_behind(up, behind, next_up)},

@@ -61,7 +61,8 @@ struct Matrix {
     float global_scale;
     int64_t code_stride, scale_stride, zero_stride;  // bytes of a row (FP8 scale: of a block row)
     bool interleaved;
-    const uint8_t* next_rows;  // where the codes that are multiplied next begin; may be null
+    const uint8_t* next_rows;  // what is multiplied next, of a matrix of the same size; may be null
+    int64_t next_row;          // its number there
 
     const uint8_t* row(int64_t n) const { return codes + n * code_stride; }
 };
