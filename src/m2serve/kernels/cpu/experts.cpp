@@ -126,11 +126,9 @@ void gate_and_up(const Pass& pass, const GateChunk& chunk, const GateChunk& next
     const int32_t* tokens = pass.rows_of_x() + first;
     const int64_t expert = pass.routing.hit[hit];
     Matrix w1 = matrix_of(pass.w13, 2 * expert), w3 = matrix_of(pass.w13, 2 * expert + 1);
-    w1.next_rows = w3.row(n0);
-    w1.next_row = n0;
+    w1.next = w3.from(n0);
     if (next.hit >= 0) {
-        w3.next_rows = matrix_of(pass.w13, 2 * pass.routing.hit[next.hit]).row(next.rows.begin);
-        w3.next_row = next.rows.begin;
+        w3.next = matrix_of(pass.w13, 2 * pass.routing.hit[next.hit]).from(next.rows.begin);
     }
     if (pass.is_fused()) {
         void* memory = scratch.kernel.get(run.gate_up_scratch_bytes(w1.columns));
@@ -162,8 +160,7 @@ void down(const Pass& pass, int64_t num_tokens, int64_t n0, int64_t n1) {
         const int64_t first = pass.routing.starts[hit], end = pass.routing.starts[hit + 1];
         Matrix w2 = matrix_of(pass.w2, pass.routing.hit[hit]);
         if (hit + 1 < pass.num_hit()) {
-            w2.next_rows = matrix_of(pass.w2, pass.routing.hit[hit + 1]).row(n0);
-            w2.next_row = n0;
+            w2.next = matrix_of(pass.w2, pass.routing.hit[hit + 1]).from(n0);
         }
         const int32_t* rows = pass.rows_of_hidden() + first;
         if (adds) {

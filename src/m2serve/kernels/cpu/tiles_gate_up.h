@@ -24,7 +24,7 @@ inline Ahead slabs_behind(const Task& gate, const Task& up, int64_t n, bool is_l
         for (const Task* task : {&gate, &up}) {
             ahead.add(task->w.row(n + kLanes), 1, rows * stride, 0);
         }
-    } else if (const uint8_t* codes = is_last_slice ? up.w.next_rows : gate.w.row(gate.n0)) {
+    } else if (const uint8_t* codes = is_last_slice ? up.w.next.at : gate.w.row(gate.n0)) {
         ahead.add(codes, 1, std::min<int64_t>(kLanes, gate.n1 - gate.n0) * stride, 0);
     }
     return ahead;

@@ -31,7 +31,7 @@ inline Ahead panel_behind(const Task& task, int64_t n, int64_t k, bool is_last_s
     const uint8_t* codes = w.row(n);
     if (k >= w.columns) {
         k = 0;
-        if (is_last_slice) codes = w.next_rows;
+        if (is_last_slice) codes = w.next.at;
     }
     Ahead ahead;
     if (codes && w.columns > 0) {

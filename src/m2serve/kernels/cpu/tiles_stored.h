@@ -67,11 +67,6 @@ inline StoredBlock stored_block(const Task& task, int64_t n) {
             static_cast<int>(std::min(task.n1 - first, kRegisterRows))};
 }
 
-// What is read behind a task's rows: a row of a matrix of the same size, and its number; null: unknown.
-struct NextRows {
-    const uint8_t* at;
-    int64_t row;
-};
 // Where 16 whole rows are that are read soon: from row n on, or where that is behind the task, as many
 // rows behind `next`; where nothing is known, the rows below, which the same thread is likely to
 // take, or null.
@@ -190,9 +185,7 @@ inline void stored_matmul(const Task& task, TileSums* sums) {
     const int64_t num_blocks = (task.n1 - task.n0 + kRegisterRows - 1) / kRegisterRows;
     const int64_t apart = (num_blocks + 1) / 2 * kRegisterRows;
     for_stored_slices(task, [&](int64_t m0, int64_t m1) {
-        const NextRows next = m1 < task.num_tokens
-                                  ? NextRows{task.w.row(task.n0), task.n0}
-                                  : NextRows{task.w.next_rows, task.w.next_row};
+        const NextRows next = m1 < task.num_tokens ? task.w.from(task.n0) : task.w.next;
         for (int64_t n = task.n0; n < task.n0 + apart; n += kRegisterRows) {
             const int count = n + apart < task.n1 ? 2 : 1;
             const StoredBlock place[2] = {stored_block(task, n),
@@ -234,14 +227,12 @@ inline void stored_gate_up(const Task& gate, const Task& up, const Activations& 
                            TileSums* sums) {
     const int64_t slab_pairs = steps_of(hidden.columns) * kRegisterPairs;
     // W3 of an expert lies behind its W1.
-    const int64_t matrix_bytes = up.w.rows * up.w.code_stride;
-    const auto next_of = [&](const Task& task, int64_t m1) -> NextRows {
-        if (m1 < task.num_tokens) return {task.w.row(task.n0), task.n0};
-        const uint8_t* at = up.w.next_rows;
-        return {at && &task == &up ? at + matrix_bytes : at, up.w.next_row};
-    };
+    NextRows up_behind = up.w.next;
+    if (up_behind.at) up_behind.at += up.w.rows * up.w.code_stride;
     for_stored_slices(gate, [&](int64_t m0, int64_t m1) {
-        const NextRows next = next_of(gate, m1), next_up = next_of(up, m1);
+        const bool is_last = m1 == gate.num_tokens;
+        const NextRows next = is_last ? up.w.next : gate.w.from(gate.n0);
+        const NextRows next_up = is_last ? up_behind : up.w.from(up.n0);
         for (int64_t n = gate.n0; n < gate.n1; n += kRegisterRows) {
             const StoredBlock block = stored_block(gate, n);
             const int64_t behind = std::min(n + kRegisterRows, gate.n1);

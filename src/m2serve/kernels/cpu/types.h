@@ -51,6 +51,12 @@ namespace m2 {
 // Padding of a row of activations: whole superblocks of scales in every instruction set.
 constexpr int64_t kPad = 512;
 
+// What is multiplied next: a row of a matrix of the same size, and its number; null: unknown.
+struct NextRows {
+    const uint8_t* at;
+    int64_t row;
+};
+
 // One matrix of an m2_weight, with byte strides.
 struct Matrix {
     int32_t format, scale_type, group, block_rows;
@@ -61,10 +67,10 @@ struct Matrix {
     float global_scale;
     int64_t code_stride, scale_stride, zero_stride;  // bytes of a row (FP8 scale: of a block row)
     bool interleaved;
-    const uint8_t* next_rows;  // what is multiplied next, of a matrix of the same size; may be null
-    int64_t next_row;          // its number there
+    NextRows next;
 
     const uint8_t* row(int64_t n) const { return codes + n * code_stride; }
+    NextRows from(int64_t n) const { return {row(n), n}; }
 };
 
 // kTiles: bfloat16 in the order of the columns, for tile registers, which read whole tiles of rows
