@@ -15,7 +15,7 @@ import torch
 from m2serve.bench.operations import Costs, OperationMeter, StepMeter
 from m2serve.engine.block_pool import BlockPool
 from m2serve.engine.model_runner import ModelRunner
-from m2serve.engine.placement import KV_CACHE_DTYPES, free_memory_bytes
+from m2serve.engine.placement import DEFAULT_BATCHED_TOKENS, KV_CACHE_DTYPES, free_memory_bytes
 from m2serve.engine.request import EngineRequest, SamplingParams
 from m2serve.engine.scheduler import Scheduler
 from m2serve.engine.step_loop import StepLoop
@@ -25,7 +25,6 @@ from m2serve.model.minimax_m2 import MiniMaxM2, allocate_kv_cache
 from m2serve.spec.cost import kv_slot_bytes
 
 BLOCK_SIZE = 16
-_MAX_NUM_BATCHED_TOKENS = 2048
 
 
 @dataclass(frozen=True)
@@ -59,8 +58,10 @@ class EngineBenchConfig:
 
     @property
     def longest(self) -> int:
-        """Tokens a sequence can reach: the first to be prefilled generates while others are."""
-        most_per_step = max(_MAX_NUM_BATCHED_TOKENS - self.batch, 1)
+        """Tokens a sequence can reach: the first to be prefilled generates while others are. On the
+        device with the smallest steps.
+        """
+        most_per_step = max(min(DEFAULT_BATCHED_TOKENS.values()) - self.batch, 1)
         prefill_steps = self.batch * self.prompt // most_per_step + 1
         return self.context + self.prompt + self.output + (prefill_steps if self.batch > 1 else 0)
 
@@ -151,7 +152,7 @@ def _scheduler(runner: ModelRunner, config: EngineBenchConfig) -> Scheduler:
         BlockPool(runner.kv_cache.num_blocks, BLOCK_SIZE, secret=bytes(16)),
         max_model_len=runner.max_model_len,
         max_num_seqs=config.batch,
-        max_num_batched_tokens=max(_MAX_NUM_BATCHED_TOKENS, config.batch),
+        max_num_batched_tokens=max(DEFAULT_BATCHED_TOKENS[runner.device.type], config.batch),
         enable_prefix_caching=config.context > 0,
         seed=0,
     )

@@ -71,10 +71,13 @@ class CpuTokenKernels:
         block_table: torch.Tensor,
         key_scales: torch.Tensor | None = None,
         value_scales: torch.Tensor | None = None,
+        may_round: bool | None = None,
     ) -> torch.Tensor:
         """Causal attention over a paged cache; an int8 one has scales [..., block_size, G].
 
-        With AMX the tokens of a prompt attend in bfloat16 if q is, unless the cache is float32.
+        With AMX and where it may round, the tokens of a prompt attend in bfloat16 and a decoding
+        one with 16 of the 24 bits of float32, unless the cache is float32. By default it may if q
+        is bfloat16.
         """
         q = q_TQD.float().contiguous()
         out = torch.empty_like(q)
@@ -88,8 +91,9 @@ class CpuTokenKernels:
             seq_lens=address(seq_lens),
             block_table=address(table),
         )
-        may_round = int(q_TQD.dtype == torch.bfloat16)
-        self._call("paged_attention", cache, batch, q.shape[1], may_round, q, out)
+        if may_round is None:
+            may_round = q_TQD.dtype == torch.bfloat16
+        self._call("paged_attention", cache, batch, q.shape[1], int(may_round), q, out)
         return out.to(q_TQD.dtype)
 
     def norm_rotate_and_store(

@@ -25,6 +25,7 @@ struct AmxTokenKernels {
     int64_t prompt_rows;
     decltype(TokenKernels::attend_scratch_bytes) attend_scratch_bytes;
     decltype(TokenKernels::attend_prompt) attend_prompt;
+    decltype(TokenKernels::attend_token_rounded) attend_token_rounded;
 };
 extern const AmxTokenKernels kAmxTokenKernels;
 

@@ -156,7 +156,7 @@ inline AttendScratch attend_scratch(void* memory, int64_t rows, int64_t padded) 
     float* scores = tile + tile_floats(padded);
     return {tile, scores, scores + kTileKeys * rows};
 }
-inline int64_t attend_scratch_bytes(int64_t rows, int64_t head_dim) {
+inline int64_t attend_scratch_bytes(int64_t rows, int64_t, int64_t head_dim) {
     return 4 * (tile_floats(padded_head(head_dim)) + (kTileKeys + 1) * rows);
 }
 

@@ -11,7 +11,7 @@ namespace {
 
 // Keys of a piece of a decoding sequence's context, and the pieces it is cut into at most.
 constexpr int64_t kPieceKeys = 256;
-constexpr int64_t kMostPieces = 32;
+constexpr int64_t kMostPieces = 16;
 // What two threads write lies on different cache lines.
 constexpr int64_t kLineFloats = 16;
 // Of decoding sequences, so that threads share them evenly.
@@ -70,7 +70,7 @@ void AttentionPlan::make(const m2_batch& batch, int64_t query_heads, const m2_kv
         rows = std::max(rows, unit.item.num_tokens * group_);
         most_rows_ = std::max(most_rows_, unit.num_heads * unit.item.num_tokens * group_);
     }
-    const int64_t attend_floats = kernels.attend_scratch_bytes(rows, head_dim_) / 4;
+    const int64_t attend_floats = kernels.attend_scratch_bytes(rows, kv_heads_, head_dim_) / 4;
     scratch_floats_ = round_up(most_rows_ * (2 * padded_ + 2) + attend_floats, kLineFloats);
     scratch_.resize(static_cast<size_t>(num_threads() * scratch_floats_));
 }
@@ -177,22 +177,19 @@ void AttentionPlan::run_unit(const Unit& unit, const m2_kv_cache& cache, const m
         std::fill(queries.sum, queries.sum + rows, 0.0f);
     }
     const int32_t* blocks = batch.block_table + item.sequence * batch.blocks;
-    const auto keys_of = [&](int64_t h, int64_t first, int64_t size) {
-        return HeadKeys{head_of(cache, unit.first_head + h, blocks), first,
-                        std::min(first + size, item.end_key)};
+    const auto keys_of = [&](int64_t h) {
+        return HeadKeys{head_of(cache, unit.first_head + h, blocks), item.first_key, item.end_key};
     };
-    // Tile by tile, so that the heads' keys of one block are read one after the other.
-    const int64_t step = unit.num_heads > 1 ? kTileKeys : item.end_key - item.first_key;
-    HeadKeys keys = keys_of(0, item.first_key, step);
-    for (int64_t key = item.first_key; key < item.end_key; key += step) {
+    if (has_few_rows) {
+        const int64_t state_stride = item.partial < 0 ? rows * (padded_ + 2) : state_floats_;
+        const auto attend = may_round_ ? kernels.attend_token_rounded : kernels.attend_token;
+        attend({keys_of(0), queries_of(0), unit.num_heads, rows * padded_, state_stride}, memory);
+    } else {
+        const auto attend = may_round_ && !item.decodes ? kernels.attend_prompt : kernels.attend;
         for (int64_t h = 0; h < unit.num_heads; ++h) {
-            const bool is_last = h + 1 == unit.num_heads;
-            const HeadKeys next = keys_of(is_last ? 0 : h + 1, is_last ? key + step : key, step);
-            const auto attend = has_few_rows                  ? kernels.attend_token
-                                : may_round_ && !item.decodes ? kernels.attend_prompt
-                                                              : kernels.attend;
-            attend(keys, next, queries_of(h), memory);
-            keys = next;
+            HeadKeys next = keys_of(h + 1 < unit.num_heads ? h + 1 : h);
+            if (h + 1 == unit.num_heads) next.end = next.first;
+            attend(keys_of(h), next, queries_of(h), memory);
         }
     }
     for (int64_t h = 0; h < unit.num_heads; ++h) {

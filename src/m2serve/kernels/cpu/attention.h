@@ -46,8 +46,8 @@ m2_kv_cache layer_of(const m2_kv_cache& cache, int64_t layer);
 // for as many heads together as leaves work for all threads: their keys lie side by side in memory.
 class AttentionPlan {
   public:
-    // `cache` is any layer's. may_round: a prompt's queries and weights may be rounded to bfloat16;
-    // with a float32 cache they are not.
+    // `cache` is any layer's. may_round: a prompt's queries and weights may be rounded to bfloat16,
+    // a decoding token's to 16 of their 24 bits; with a float32 cache they are not.
     void make(const m2_batch& batch, int64_t query_heads, const m2_kv_cache& cache, bool may_round);
     // q and out are [num_tokens, query_heads * head_dim]; `cache` is one layer's.
     void run(const m2_kv_cache& cache, const m2_batch& batch, const float* q, float* out);

@@ -98,9 +98,10 @@ void sigmoid(float* x, int64_t size) {
 constexpr int64_t kItemRows = 48;
 
 constexpr TokenKernels kTokenKernels{
-    kItemRows,  kItemRows, attend_scratch_bytes, attend,         attend,
-    attend_token, arrange_dims, order_dims,      add_rms_norm,   rotate,
-    store_head, scale_row, add_scaled_row,       to_floats,      sigmoid};
+    kItemRows,    kItemRows,    attend_scratch_bytes, attend,     attend,
+    attend_token, attend_token, arrange_dims,         order_dims, add_rms_norm,
+    rotate,       store_head,   scale_row,            add_scaled_row, to_floats,
+    sigmoid};
 
 }  // namespace
 }  // namespace m2::M2_ISA

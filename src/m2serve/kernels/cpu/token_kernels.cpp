@@ -14,6 +14,7 @@ const TokenKernels* made_for_amx() {
         all.prompt_rows = kAmxTokenKernels.prompt_rows;
         all.attend_scratch_bytes = kAmxTokenKernels.attend_scratch_bytes;
         all.attend_prompt = kAmxTokenKernels.attend_prompt;
+        all.attend_token_rounded = kAmxTokenKernels.attend_token_rounded;
         return all;
     }();
     return &kernels;

@@ -62,12 +62,21 @@ struct QueryRows {
     int64_t count() const { return heads * num_tokens; }
 };
 
+// One token, whose rows attend to the same keys of several heads, which lie side by side in the cache.
+// The keys end at the token's own at the latest.
+struct TokenHeads {
+    HeadKeys keys;   // of the first head
+    QueryRows rows;  // of the first head
+    int64_t num_heads;
+    int64_t q_stride, state_stride;  // floats from one head's q, and max, sum and acc, to the next's
+};
+
 // The kernels of one instruction set for all that is no matrix product.
 struct TokenKernels {
     // Query rows that `attend` and `attend_prompt` are best given at once.
     int64_t item_rows, prompt_rows;
-    // Bytes of scratch the others need for so many query rows.
-    int64_t (*attend_scratch_bytes)(int64_t rows, int64_t head_dim);
+    // Bytes of scratch the others need for so many query rows of a head, of so many heads at once.
+    int64_t (*attend_scratch_bytes)(int64_t rows, int64_t heads, int64_t head_dim);
     // Brings the keys into the state of the rows; a token sees the keys up to its position. Keys that
     // no row sees are not read. `next` is what will be wanted after them.
     void (*attend)(const HeadKeys&, const HeadKeys& next, const QueryRows&, void* scratch);
@@ -75,7 +84,9 @@ struct TokenKernels {
     // float32: with tiles, queries and weights are rounded.
     void (*attend_prompt)(const HeadKeys&, const HeadKeys& next, const QueryRows&, void* scratch);
     // The same as `attend` for one token of are_few_heads, whose rows of q have been through arrange_dims.
-    void (*attend_token)(const HeadKeys&, const HeadKeys& next, const QueryRows&, void* scratch);
+    void (*attend_token)(const TokenHeads&, void* scratch);
+    // The same where 16 of the 24 bits of queries and weights are enough.
+    void (*attend_token_rounded)(const TokenHeads&, void* scratch);
     // A row of q from the order of the dimensions to that of the cache's format.
     void (*arrange_dims)(int32_t format, float* q, int64_t padded);
     // A row of acc in the order of the dimensions.
