@@ -14,8 +14,9 @@ import torch
 
 from m2serve.bench.operations import Costs, OperationMeter, StepMeter
 from m2serve.engine.block_pool import BlockPool
+from m2serve.engine.config import DEFAULT_BATCHED_TOKENS
 from m2serve.engine.model_runner import ModelRunner
-from m2serve.engine.placement import DEFAULT_BATCHED_TOKENS, KV_CACHE_DTYPES, free_memory_bytes
+from m2serve.engine.placement import KV_CACHE_DTYPES, free_memory_bytes
 from m2serve.engine.request import EngineRequest, SamplingParams
 from m2serve.engine.scheduler import Scheduler
 from m2serve.engine.step_loop import StepLoop

@@ -12,6 +12,10 @@ KVCacheDType = Literal["auto", "float32", "bfloat16", "int8", "fp8"]
 WeightFormat = Literal["", "bf16", "fp8", "int8"]
 CpuActivation = Literal["auto", "float", "bf16", "int8"]
 
+# Of a step. On a CPU prompts of hundreds of tokens are computed no faster by more at once, but all
+# of a step's prompts wait for the last of them.
+DEFAULT_BATCHED_TOKENS = {"cpu": 1024, "cuda": 2048}
+
 
 class EngineConfig(msgspec.Struct, frozen=True, kw_only=True):
     """Sent to the engine process in its first frame.

@@ -8,7 +8,7 @@ import re
 
 import torch
 
-from m2serve.engine.config import EngineConfig
+from m2serve.engine.config import DEFAULT_BATCHED_TOKENS, EngineConfig
 from m2serve.environment import Machine, this_machine
 from m2serve.errors import ResourceError, UsageError
 from m2serve.kernels.cpu_library import load_cpu_library
@@ -78,11 +78,6 @@ def choose_num_threads(config: EngineConfig, machine: Machine, has_kernels: bool
     if asked_for > MAX_THREADS:
         logger.warning("%d threads are more than the CPU kernels use: %d", asked_for, MAX_THREADS)
     return min(asked_for or machine.num_cores, MAX_THREADS)
-
-
-# On a CPU prompts of hundreds of tokens are computed no faster by more at once, but all of a step's
-# prompts wait for the last of them.
-DEFAULT_BATCHED_TOKENS = {"cpu": 1024, "cuda": 2048}
 
 
 def choose_max_num_batched_tokens(config: EngineConfig, device: torch.device) -> int:

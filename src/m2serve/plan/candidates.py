@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import Iterator
 from itertools import chain
 
+from m2serve.engine.config import DEFAULT_BATCHED_TOKENS
 from m2serve.plan.settings_ascend import is_long
 from m2serve.records import Objective, Parallelism, Workload
 from m2serve.spec.engines import Engine
@@ -108,7 +109,7 @@ def memory_profiles(
             return (0.85, 65_536), (0.92, 65_536), (0.92, 16_384)
         return (0.85, 16_384), (0.92, 8_192)
     if engine.name == "own":
-        return ((0.92, 2_048),)
+        return ((0.92, DEFAULT_BATCHED_TOKENS["cpu" if arch == "cpu" else "cuda"]),)
     if arch in ("sm_121", "gfx1151"):
         return (0.90, 8_192), (0.94, 2_048)
     return (0.92, 8_192), (0.95, 2_048)

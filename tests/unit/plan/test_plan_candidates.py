@@ -2,8 +2,9 @@
 
 import pytest
 
+from m2serve.engine.config import DEFAULT_BATCHED_TOKENS
 from m2serve.errors import UsageError
-from m2serve.plan.candidates import cuts, good_version, machines, variants_for
+from m2serve.plan.candidates import cuts, good_version, machines, memory_profiles, variants_for
 from m2serve.plan.departures import departures_from, is_same_value
 from m2serve.plan.plan import choose
 from m2serve.records import Setting, Workload
@@ -11,6 +12,12 @@ from m2serve.spec.deployments import Deployment
 from m2serve.spec.engines import find_engine
 from m2serve.spec.hardware import parse_hardware
 from m2serve.spec.variants import find_variant
+
+
+@pytest.mark.parametrize(("arch", "device"), [("cpu", "cpu"), ("sm_90", "cuda")])
+def test_our_own_engine_is_planned_with_the_steps_it_takes(arch: str, device: str) -> None:
+    profiles = memory_profiles(find_engine("own"), "", arch, Workload())
+    assert [tokens for _, tokens in profiles] == [DEFAULT_BATCHED_TOKENS[device]]
 
 
 @pytest.mark.parametrize("name", ["MiniMax-M2.5", "M2.5", "m2.5", "minimax-m2.5"])
