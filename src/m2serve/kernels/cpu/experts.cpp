@@ -14,8 +14,9 @@ namespace {
 // More tokens are computed in slices, which bounds the memory of what lies between the products.
 constexpr int64_t kTokensAtOnce = 2048;
 // With so few rows an expert, and with tiles, a chunk of the second product is over in microseconds,
-// and reads of every expert a piece: long pieces are worth more than even ends.
-constexpr int64_t kFewRows = 4;
+// and reads of every expert a piece: long pieces are worth more than even ends. With so many, every
+// chunk puts their activations in order anew.
+constexpr int64_t kFewRows = 4, kManyRows = 16;
 constexpr int64_t kLongChunksPerThread = 2;
 
 // The pairs of a token and one of its experts, sorted by expert.
@@ -229,7 +230,7 @@ void slice(const m2_weight& w13, const m2_weight& w2, const float* x, const floa
         prepare(w2, pass.hidden, hidden_rows, pass.between,
                 turns(hidden_kind) ? routing.pair_of_slot.data() : nullptr);
     }
-    const bool long_chunks = rows <= kFewRows || is_for_tiles(hidden_kind);
+    const bool long_chunks = rows <= kFewRows || rows >= kManyRows || is_for_tiles(hidden_kind);
     const int64_t per_thread = long_chunks ? kLongChunksPerThread : kChunksPerThread;
     const int64_t columns = rows_per_chunk(w2.rows, seats.num_threads(), least2, per_thread);
     for (int node = 0; node < seats.num_nodes; ++node) {

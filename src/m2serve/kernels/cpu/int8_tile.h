@@ -5,14 +5,14 @@
 #include <algorithm>
 
 #include "interleaved.h"
-#include "tile.h"
 
 namespace m2::M2_ISA {
 namespace {
 
 constexpr int kInt8Tokens = 3;
-constexpr int64_t kTileSteps = kTileColumns / 4;
-constexpr int64_t kMostGroups = kTileColumns / 16;
+constexpr int64_t kInt8Columns = kPad;
+constexpr int64_t kTileSteps = kInt8Columns / 4;
+constexpr int64_t kMostGroups = kInt8Columns / 16;
 constexpr int kTileSlabs = 2;
 
 // A step is four columns, in the order of the activations.
@@ -117,7 +117,7 @@ inline int64_t int8_tile_tokens(const Task& task, const Int8Tile& tile, const Ti
 // are innermost, so that the weights are read as they lie in memory.
 template <class Format>
 void int8_tiled_slice(const Task& task, int64_t m0, int64_t m1) {
-    constexpr int64_t kGroup = Format::kGroup, kAtOnce = kTileColumns / kGroup;
+    constexpr int64_t kGroup = Format::kGroup, kAtOnce = kInt8Columns / kGroup;
     auto& tile = *static_cast<Int8Tile*>(task.scratch);
     Int8Activations x[kTokensAtOnce];
     for (int64_t m = m0; m < m1; ++m) x[m - m0] = int8_activations(task.x, task.token(m));

@@ -2,10 +2,13 @@
 // Interleaved weights meet int8 activations, others float ones.
 #pragma once
 
+#include <algorithm>
 #include <type_traits>
 
 #include "dot_rows.h"
 #include "int8_tile.h"
+#include "panel.h"
+#include "tile.h"
 
 namespace m2::M2_ISA {
 namespace {
@@ -16,10 +19,8 @@ constexpr int64_t kInt8TileFrom = 12;
 // Columns of few rows of activations that fit the first cache beside the weights.
 constexpr int64_t kFloatColumns = 6144;
 
-constexpr int64_t kFloatTileBytes = kTileColumns * kTileHeight * 4;
-constexpr int64_t kInt8TileBytes = sizeof(Int8Tile);
-constexpr int64_t kScratchBytes =
-    kFloatTileBytes > kInt8TileBytes ? kFloatTileBytes : kInt8TileBytes;
+constexpr int64_t kScratchBytes = std::max({int64_t{sizeof(Panel)}, int64_t{sizeof(Int8Tile)},
+                                            kTileBytes});
 
 // The columns to take at once, a multiple of kPad.
 inline int64_t columns_for(int64_t num_tokens) { return kFloatColumns / num_tokens / kPad * kPad; }
@@ -111,81 +112,21 @@ void direct(const Task& task) {
     }
 }
 
-// Rows n.. and columns k0..k1 of the weights, expanded.
+// By tiles or panels that `expand` makes, row by row.
 template <class Expand>
-inline int64_t expand_tile(const Expand& expand, int64_t n, int64_t rows, int64_t k0, int64_t k1,
-                           float* tile) {
-    int64_t columns = 0;
-    for (int64_t r = 0; r < rows; ++r) {
-        columns = expand(n + r, k0, k1, tile + r * kTileColumns);
-    }
-    return columns;
-}
-
+void expanded(const Task& task, const Expand& expand) {
 #ifdef M2_HAS_BF16_DOT
-template <class Expand>
-inline int64_t expand_tile(const Expand& expand, int64_t n, int64_t rows, int64_t k0, int64_t k1,
-                           uint16_t* tile) {
-    alignas(64) float row[kTileColumns];
-    int64_t columns = 0;
-    for (int64_t r = 0; r < rows; ++r) {
-        columns = expand(n + r, k0, k1, row);
-        for (; columns % (2 * kLanes) != 0; columns += kLanes) store(row + columns, zero());
-        for (int64_t k = 0; k < columns; k += 2 * kLanes) {
-            store_bf16(tile + r * kTileColumns + k, load(row + k), load(row + k + kLanes));
-        }
-    }
-    return columns;
-}
-inline int64_t expand_tile(const StoredRows& stored, int64_t n, int64_t rows, int64_t k0,
-                           int64_t k1, uint16_t* tile) {
-    int64_t columns = 0;
-    for (int64_t r = 0; r < rows; ++r) {
-        columns = stored.copy(n + r, k0, k1, tile + r * kTileColumns);
-    }
-    return columns;
-}
+    if (task.x.kind == ActivationKind::kBf16) return tiled(task, expand);
 #endif
-
-// Every tile of the task against tokens m0..m1, whose columns of one tile stay in the second cache.
-template <class Value, class Expand>
-void tiled_slice(const Task& task, const Expand& expand, int64_t m0, int64_t m1) {
-    auto* tile = static_cast<Value*>(task.scratch);
-    float factor[kTileHeight];
-    const int64_t height = tile_height(task.num_tokens);
-    for (int64_t k0 = 0; k0 < task.w.columns; k0 += kTileColumns) {
-        const int64_t left = task.w.columns - k0;
-        const int64_t k1 = k0 + (left < kTileColumns ? left : kTileColumns);
-        for (int64_t n = task.n0; n < task.n1; n += height) {
-            const int64_t rows = task.n1 - n < height ? task.n1 - n : height;
-            for (int64_t r = 0; r < rows; ++r) factor[r] = factor_of_row(task, n + r);
-            const int64_t columns = expand_tile(expand, n, rows, k0, k1, tile);
-            const Value* from = tile;
-            tile_all_tokens<kTileTokens>(from, rows, task.x, task.tokens, m0, m1, k0, columns,
-                                         factor, task.out(0, n), task.ldc);
-        }
-    }
-}
-
-template <class Expand>
-void tiled(const Task& task, const Expand& expand) {
-    for_slices(task, [&](int64_t m0, int64_t m1) {
-#ifdef M2_HAS_BF16_DOT
-        if (task.x.kind == ActivationKind::kBf16) {
-            return tiled_slice<uint16_t>(task, expand, m0, m1);
-        }
-#endif
-        tiled_slice<float>(task, expand, m0, m1);
+    panels(task, [&](int64_t n, int64_t rows, int64_t k0, int64_t k1, int64_t first, Panel& panel) {
+        return turn_rows(expand, n, rows, k0, k1, first, panel);
     });
 }
 
 #ifdef M2_HAS_BF16_DOT
 // BF16 weights and activations.
 inline void bf16_rows(const Task& task) {
-    if (task.num_tokens <= kMostDotTokens) return dot_rows(task);
-    for_slices(task, [&](int64_t m0, int64_t m1) {
-        tiled_slice<uint16_t>(task, StoredRows{task.w}, m0, m1);
-    });
+    task.num_tokens <= kMostDotTokens ? dot_rows(task) : tiled(task, StoredRows{task.w});
 }
 #endif
 
@@ -199,7 +140,10 @@ void spans(const Task& task) {
     if (task.num_tokens < kTileFrom && task.x.kind == ActivationKind::kFloat) {
         return direct<Spans<Format>>(task);
     }
-    tiled(task, [&](int64_t n, int64_t k0, int64_t k1, float* to) {
+    if constexpr (Format::kUnfoldsInLanes) {
+        if (task.x.kind == ActivationKind::kFloat) return panels_of_codes<Format>(task);
+    }
+    expanded(task, [&](int64_t n, int64_t k0, int64_t k1, float* to) {
         return expand_span_row<Format>(task.w.codes + n * task.w.code_stride,
                                        block_scale(task.w, n), task.w.group, k0, k1, to);
     });
@@ -214,7 +158,7 @@ void grouped(const Task& task) {
     if (task.num_tokens < kTileFrom && task.x.kind == ActivationKind::kFloat) {
         return direct<GroupedFloat<Format>>(task);
     }
-    tiled(task, [&](int64_t n, int64_t k0, int64_t k1, float* to) {
+    expanded(task, [&](int64_t n, int64_t k0, int64_t k1, float* to) {
         return expand_row<Format>(row_of(task.w, n, Format::kGroup), k0, k1, to);
     });
 }

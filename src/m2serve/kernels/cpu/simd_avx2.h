@@ -19,9 +19,8 @@ constexpr int kBytes = 32;
 // Signed bytes times signed bytes needs no offset here: the sign moves to the other operand.
 constexpr int kInt8Zero = 0;
 constexpr bool kHasBf16Dot = false;
-// Rows of weights and of activations that one step of the tiled product keeps in registers.
-constexpr int kTileRows = 4;
-constexpr int kTileTokens = 3;
+// Rows of activations whose sums with a panel of weights are in registers.
+constexpr int kPanelTokens = 6;
 
 inline F zero() { return _mm256_setzero_ps(); }
 inline F splat(float value) { return _mm256_set1_ps(value); }
@@ -48,12 +47,6 @@ inline float sum(F value) {
     half = _mm_add_ps(half, _mm_movehl_ps(half, half));
     return _mm_cvtss_f32(_mm_add_ss(half, _mm_movehdup_ps(half)));
 }
-// The sums of four vectors.
-inline __m128 sum4(const F* v) {
-    const F pairs = _mm256_hadd_ps(_mm256_hadd_ps(v[0], v[1]), _mm256_hadd_ps(v[2], v[3]));
-    return _mm_add_ps(_mm256_castps256_ps128(pairs), _mm256_extractf128_ps(pairs, 1));
-}
-
 // Lane i is the sum of vector i.
 inline F sums_of(const F (&v)[kLanes]) {
     F a[4], b[2];

@@ -20,8 +20,10 @@ constexpr int kBytes = 64;
 // vpdpbusd wants unsigned bytes: w ^ 0x80 is w + 128.
 constexpr int kInt8Zero = 128;
 constexpr bool kHasBf16Dot = true;
-constexpr int kTileRows = 4;
-constexpr int kTileTokens = 6;
+// Rows of activations whose sums with a panel of weights are in registers.
+constexpr int kPanelTokens = 12;
+// The same of bfloat16 activations and rows of a tile.
+constexpr int kTileTokens = 6, kTileRows = 4;
 
 inline F zero() { return _mm512_setzero_ps(); }
 inline F splat(float value) { return _mm512_set1_ps(value); }

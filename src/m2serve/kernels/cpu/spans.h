@@ -1,5 +1,6 @@
 // Formats of one to four bytes a column. A unit is one vector of codes; it unfolds into 4 / size
 // float vectors, whose order the activations share. FP8 has a scale for every span of columns.
+// kUnfoldsInLanes: what unfolds from 32 bits is in the same 32 bits of those vectors.
 #pragma once
 
 #include "grouped.h"
@@ -10,6 +11,7 @@ namespace {
 struct Bf16 {
     static constexpr int kVectors = 2;
     static constexpr bool kScaled = false;
+    static constexpr bool kUnfoldsInLanes = true;
     template <int v>
     static F vector(I raw) {
         return v == 0 ? bf16_even(raw) : bf16_odd(raw);
@@ -18,6 +20,7 @@ struct Bf16 {
 struct F16 {
     static constexpr int kVectors = 2;
     static constexpr bool kScaled = false;
+    static constexpr bool kUnfoldsInLanes = false;
     template <int v>
     static F vector(I raw) {
         return f16_half<v>(raw);
@@ -26,6 +29,7 @@ struct F16 {
 struct F32 {
     static constexpr int kVectors = 1;
     static constexpr bool kScaled = false;
+    static constexpr bool kUnfoldsInLanes = true;
     template <int v>
     static F vector(I raw) {
         return as_float(raw);
@@ -34,6 +38,7 @@ struct F32 {
 struct Int8 {  // times 2^24
     static constexpr int kVectors = 4;
     static constexpr bool kScaled = false;
+    static constexpr bool kUnfoldsInLanes = true;
     template <int v>
     static F vector(I raw) {
         return byte_to_float<v>(raw);
@@ -44,6 +49,7 @@ struct Int8 {  // times 2^24
 struct Fp8 {
     static constexpr int kVectors = 4;
     static constexpr bool kScaled = true;
+    static constexpr bool kUnfoldsInLanes = false;
     template <int v>
     static F vector(I raw) {
         return e4m3_to_float<v>(raw);

@@ -1,13 +1,15 @@
-// The product of many rows: a tile of weights is expanded once, then kTileRows of its rows meet
-// kTileTokens rows of activations in registers. Both lie along the columns, so nothing is
-// transposed; the lanes are summed once for every kTileColumns columns.
+// The product of many rows of bfloat16 activations, where the CPU multiplies them: a tile of weights
+// is expanded once, then kTileRows of its rows meet kTileTokens rows of activations in registers.
+// Both lie along the columns, so nothing is transposed; the lanes are summed once for every
+// kTileColumns columns.
 #pragma once
 
-#include "spans.h"
+#include "dot_rows.h"
 
 namespace m2::M2_ISA {
 namespace {
 
+#ifdef M2_HAS_BF16_DOT
 constexpr int64_t kTileColumns = kPad;
 constexpr int64_t kTileHeight = 32;
 
@@ -26,23 +28,6 @@ inline void add_sums(const F* acc, const float* factor, float* c) {
 
 // R rows of the tile times T rows of activations over `columns`, added to c.
 template <int R, int T>
-inline void tile_block(const float* tile, const float* const* x, int64_t columns,
-                       const float* factor, float* c, int64_t ldc) {
-    F acc[T * R];
-    each<T * R>([&](auto i) { acc[i] = zero(); });
-    for (int64_t k = 0; k < columns; k += kLanes) {
-        F w[R];
-        each<R>([&](auto r) { w[r] = load(tile + r * kTileColumns + k); });
-        each<T>([&](auto t) {
-            const F value = load(x[t] + k);
-            each<R>([&](auto r) { acc[t * R + r] = fma(w[r], value, acc[t * R + r]); });
-        });
-    }
-    each<T>([&](auto t) { add_sums<R>(acc + t * R, factor, c + t * ldc); });
-}
-
-#ifdef M2_HAS_BF16_DOT
-template <int R, int T>
 inline void tile_block(const uint16_t* tile, const uint16_t* const* x, int64_t columns,
                        const float* factor, float* c, int64_t ldc) {
     F acc[T * R];
@@ -57,10 +42,9 @@ inline void tile_block(const uint16_t* tile, const uint16_t* const* x, int64_t c
     }
     each<T>([&](auto t) { add_sums<R>(acc + t * R, factor, c + t * ldc); });
 }
-#endif
 
-template <int T, class Value>
-inline void tile_rows(const Value* tile, int64_t rows, const Value* const* x, int64_t columns,
+template <int T>
+inline void tile_rows(const uint16_t* tile, int64_t rows, const uint16_t* const* x, int64_t columns,
                       const float* factor, float* c, int64_t ldc) {
     int64_t r = 0;
     for (; r + kTileRows <= rows; r += kTileRows) {
@@ -72,13 +56,13 @@ inline void tile_rows(const Value* tile, int64_t rows, const Value* const* x, in
 }
 
 // All tokens against one tile.
-template <int T, class Value>
-inline int64_t tile_tokens(const Value* tile, int64_t rows, const Activations& x,
+template <int T>
+inline int64_t tile_tokens(const uint16_t* tile, int64_t rows, const Activations& x,
                            const int32_t* tokens, int64_t from, int64_t num_tokens, int64_t k0,
                            int64_t columns, const float* factor, float* c, int64_t ldc) {
-    const auto* values = static_cast<const Value*>(x.values) + k0;
+    const auto* values = static_cast<const uint16_t*>(x.values) + k0;
     for (; from + T <= num_tokens; from += T) {
-        const Value* row[T];
+        const uint16_t* row[T];
         for (int t = 0; t < T; ++t) {
             const int64_t token = tokens ? tokens[from + t] : from + t;
             row[t] = values + token * x.padded;
@@ -88,8 +72,8 @@ inline int64_t tile_tokens(const Value* tile, int64_t rows, const Activations& x
     return from;
 }
 
-template <int T, class Value>
-inline void tile_all_tokens(const Value* tile, int64_t rows, const Activations& x,
+template <int T>
+inline void tile_all_tokens(const uint16_t* tile, int64_t rows, const Activations& x,
                             const int32_t* tokens, int64_t from, int64_t num_tokens, int64_t k0,
                             int64_t columns, const float* factor, float* c, int64_t ldc) {
     from = tile_tokens<T>(tile, rows, x, tokens, from, num_tokens, k0, columns, factor, c, ldc);
@@ -100,6 +84,59 @@ inline void tile_all_tokens(const Value* tile, int64_t rows, const Activations& 
         }
     }
 }
+
+// Rows n.. and columns k0..k1 of the weights, expanded.
+template <class Expand>
+inline int64_t expand_tile(const Expand& expand, int64_t n, int64_t rows, int64_t k0, int64_t k1,
+                           uint16_t* tile) {
+    alignas(64) float row[kTileColumns];
+    int64_t columns = 0;
+    for (int64_t r = 0; r < rows; ++r) {
+        columns = expand(n + r, k0, k1, row);
+        for (; columns % (2 * kLanes) != 0; columns += kLanes) store(row + columns, zero());
+        for (int64_t k = 0; k < columns; k += 2 * kLanes) {
+            store_bf16(tile + r * kTileColumns + k, load(row + k), load(row + k + kLanes));
+        }
+    }
+    return columns;
+}
+inline int64_t expand_tile(const StoredRows& stored, int64_t n, int64_t rows, int64_t k0,
+                           int64_t k1, uint16_t* tile) {
+    int64_t columns = 0;
+    for (int64_t r = 0; r < rows; ++r) {
+        columns = stored.copy(n + r, k0, k1, tile + r * kTileColumns);
+    }
+    return columns;
+}
+
+// Every tile of the task against tokens m0..m1, whose columns of one tile stay in the second cache.
+template <class Expand>
+void tiles_of_slice(const Task& task, const Expand& expand, int64_t m0, int64_t m1) {
+    auto* tile = static_cast<uint16_t*>(task.scratch);
+    float factor[kTileHeight];
+    const int64_t height = tile_height(task.num_tokens);
+    for (int64_t k0 = 0; k0 < task.w.columns; k0 += kTileColumns) {
+        const int64_t left = task.w.columns - k0;
+        const int64_t k1 = k0 + (left < kTileColumns ? left : kTileColumns);
+        for (int64_t n = task.n0; n < task.n1; n += height) {
+            const int64_t rows = task.n1 - n < height ? task.n1 - n : height;
+            for (int64_t r = 0; r < rows; ++r) factor[r] = factor_of_row(task, n + r);
+            const int64_t columns = expand_tile(expand, n, rows, k0, k1, tile);
+            tile_all_tokens<kTileTokens>(tile, rows, task.x, task.tokens, m0, m1, k0, columns,
+                                         factor, task.out(0, n), task.ldc);
+        }
+    }
+}
+
+template <class Expand>
+void tiled(const Task& task, const Expand& expand) {
+    for_slices(task, [&](int64_t m0, int64_t m1) { tiles_of_slice(task, expand, m0, m1); });
+}
+
+constexpr int64_t kTileBytes = kTileColumns * kTileHeight * 2;
+#else
+constexpr int64_t kTileBytes = 0;
+#endif
 
 }  // namespace
 }  // namespace m2::M2_ISA

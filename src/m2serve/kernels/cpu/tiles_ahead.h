@@ -1,5 +1,5 @@
-// Weights that will be expanded next, asked for a few cache lines at a time while the tile registers
-// multiply what is expanded already.
+// Weights that will be expanded next, asked for a few cache lines at a time while what is expanded
+// already is multiplied.
 #pragma once
 
 #include <cstdint>
@@ -7,11 +7,13 @@
 namespace m2::M2_ISA {
 namespace {
 
+constexpr int64_t kCacheLine = 64;
+
 class Ahead {
   public:
     // `rows` pieces of `bytes`, `stride` apart; at most twice.
     void add(const uint8_t* first, int64_t rows, int64_t bytes, int64_t stride) {
-        const int64_t lines = (bytes + kBytes - 1) / kBytes;
+        const int64_t lines = (bytes + kCacheLine - 1) / kCacheLine;
         if (rows * lines > 0) parts_[count_++] = {first, lines, lines, rows * lines, stride};
     }
     // How many lines a step are enough for all of them in `steps` steps.
@@ -25,9 +27,9 @@ class Ahead {
         for (; lines > 0 && now_ < count_; --lines) {
             Part& part = parts_[now_];
             __builtin_prefetch(part.at, 0, 2);
-            part.at += kBytes;
+            part.at += kCacheLine;
             if (--part.left_in_row == 0) {
-                part.at += part.stride - part.lines * kBytes;
+                part.at += part.stride - part.lines * kCacheLine;
                 part.left_in_row = part.lines;
             }
             if (--part.left == 0) ++now_;

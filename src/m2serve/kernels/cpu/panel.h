@@ -1,0 +1,222 @@
+// The product of many rows: a panel of weights is expanded once, column after column, then
+// kPanelTokens rows of activations at a time meet it in registers. A lane is a row of weights and
+// what an activation has in a column is one broadcast: nothing is summed across lanes, a sum does not
+// depend on what lies beside it, and fewer bytes come from the caches than with rows side by side.
+#pragma once
+
+#include <algorithm>
+
+#include "spans.h"
+#include "task.h"
+#include "tiles_ahead.h"
+
+namespace m2::M2_ISA {
+namespace {
+
+constexpr int kPanelVectors = 2;
+constexpr int64_t kPanelRows = kPanelVectors * kLanes;
+constexpr int64_t kPanelColumns = 32 * kLanes;  // whole superblocks of scales
+// Of those, what the first cache keeps while rows of activations come by.
+constexpr int64_t kPanelPart = 16 * kLanes;
+constexpr int64_t kPanelBlocks = (kTokensAtOnce + kPanelTokens - 1) / kPanelTokens;
+static_assert(kPanelTokens <= kLanes);
+
+struct Panel {
+    alignas(64) float values[kPanelColumns][kPanelRows];
+    // Rows of weights on their way there, one after the other.
+    alignas(64) float rows[kLanes][kPanelColumns];
+    // The activations in the order they are read: kPanelTokens rows side by side. Where they come from
+    // rows lie powers of two apart, in the same few sets of the first cache.
+    alignas(64) float tokens[kPanelBlocks][kPanelColumns][kLanes];
+};
+
+// Rows that `expand` writes one by one become columns of the panel, from its row `first` on; those
+// that are not there are 0. Returns the columns, padding included.
+template <class Expand>
+inline int64_t turn_rows(const Expand& expand, int64_t n, int64_t rows, int64_t k0, int64_t k1,
+                         int64_t first, Panel& panel) {
+    int64_t columns = 0;
+    for (int64_t r = 0; r < rows; ++r) columns = expand(n + r, k0, k1, panel.rows[r]);
+    for (int64_t r = rows; r < kLanes; ++r) std::memset(panel.rows[r], 0, columns * sizeof(float));
+    for (int64_t k = 0; k < columns; k += kLanes) {
+        F square[kLanes];
+        each<kLanes>([&](auto r) { square[r] = load(panel.rows[r] + k); });
+        transpose(square);
+        each<kLanes>([&](auto i) { store(panel.values[k + i] + first, square[i]); });
+    }
+    return columns;
+}
+
+// The same for formats whose codes unfold within 32 bits, without a scale: those are turned about as
+// they are stored.
+template <class Format>
+inline int64_t turn_codes(const Matrix& w, int64_t n, int64_t rows, int64_t k0, int64_t k1,
+                          int64_t first, Panel& panel) {
+    constexpr int64_t kSize = kBytesPerColumn<Format>, kUnit = Format::kVectors * kLanes;
+    for (int64_t k = k0; k < k1; k += kUnit) {
+        F square[kLanes];
+        each<kLanes>([&](auto r) {
+            square[r] = r < rows ? as_float(load_unit(w.row(n + r) + k * kSize, (k1 - k) * kSize))
+                                 : zero();
+        });
+        transpose(square);
+        each<kLanes>([&](auto i) {
+            unfold<Format>(as_bits(square[i]), [&](F value, auto v) {
+                store(panel.values[k - k0 + v * kLanes + i] + first, value);
+            });
+        });
+    }
+    return (k1 - k0 + kUnit - 1) / kUnit * kUnit;
+}
+
+// Columns k0.. of tokens m0..m1.
+inline void gather_tokens(const Task& task, int64_t m0, int64_t m1, int64_t k0, int64_t columns,
+                          Panel& panel) {
+    for (int64_t m = m0; m < m1; m += kPanelTokens) {
+        auto* to = panel.tokens[(m - m0) / kPanelTokens];
+        const float* from[kLanes];
+        for (int64_t t = 0; t < kLanes; ++t) {  // a token that is not there is another again
+            const int64_t token = task.token(std::min(m + std::min<int64_t>(t, kPanelTokens), m1 - 1));
+            from[t] = static_cast<const float*>(task.x.values) + token * task.x.padded + k0;
+        }
+        for (int64_t k = 0; k < columns; k += kLanes) {
+            F square[kLanes];
+            each<kLanes>([&](auto t) { square[t] = load(from[t] + k); });
+            transpose(square);
+            each<kLanes>([&](auto i) { store(to[k + i], square[i]); });
+        }
+    }
+}
+
+// The panel times T rows of activations: sums[t * kPanelVectors + v].
+template <int T>
+inline void panel_block(const float (*w)[kPanelRows], const float (*x)[kLanes], int64_t columns,
+                        F* sums) {
+    F acc[T * kPanelVectors];
+    each<T * kPanelVectors>([&](auto i) { acc[i] = zero(); });
+    // Unrolled any further, GCC 12 mixes the columns and has no registers left.
+    for (int64_t k = 0; k < columns; ++k) {
+        F of_column[kPanelVectors];
+        each<kPanelVectors>([&](auto v) { of_column[v] = load(w[k] + v * kLanes); });
+        each<T>([&](auto t) {
+            const F value = splat(x[k][t]);
+            each<kPanelVectors>([&](auto v) {
+                F& one = acc[t * kPanelVectors + v];
+                one = fma(of_column[v], value, one);
+            });
+        });
+    }
+    each<T * kPanelVectors>([&](auto i) { sums[i] = acc[i]; });
+}
+
+// `rows` sums of a row of activations, times their factors, added to c.
+inline void add_panel_sums(const F* sums, const float* factor, int64_t rows, float* c) {
+    if (rows == kPanelRows) {
+        return each<kPanelVectors>([&](auto v) {
+            float* to = c + v * kLanes;
+            store(to, fma(sums[v], load(factor + v * kLanes), load(to)));
+        });
+    }
+    float buffer[kPanelRows];
+    each<kPanelVectors>([&](auto v) { store(buffer + v * kLanes, sums[v]); });
+    for (int64_t r = 0; r < rows; ++r) c[r] += buffer[r] * factor[r];
+}
+
+// Where a panel is in its matrix, and what its sums are multiplied with.
+struct PanelPlace {
+    int64_t n, rows;
+    alignas(64) float factor[kPanelRows];
+};
+
+// T tokens from m on: columns from..end.
+template <int T>
+inline void panel_tokens(const Task& task, const Panel& panel, const PanelPlace& place,
+                         int64_t from, int64_t end, int64_t m, const float (*x)[kLanes]) {
+    F sums[T * kPanelVectors];
+    panel_block<T>(panel.values + from, x + from, end - from, sums);
+    each<T>([&](auto t) {
+        add_panel_sums(sums + t * kPanelVectors, place.factor, place.rows, task.out(m + t, place.n));
+    });
+}
+
+inline void panel_part(const Task& task, const Panel& panel, const PanelPlace& place, int64_t from,
+                       int64_t end, int64_t m0, int64_t m1, int64_t lines_ahead, Ahead& ahead) {
+    int64_t m = m0;
+    for (; m + kPanelTokens <= m1; m += kPanelTokens) {
+        ahead.ask(lines_ahead);
+        const auto* x = panel.tokens[(m - m0) / kPanelTokens];
+        panel_tokens<kPanelTokens>(task, panel, place, from, end, m, x);
+    }
+    each<kPanelTokens - 1>([&](auto less) {
+        if (m1 - m != less + 1) return;
+        ahead.ask(lines_ahead);
+        const auto* x = panel.tokens[(m - m0) / kPanelTokens];
+        panel_tokens<less + 1>(task, panel, place, from, end, m, x);
+    });
+}
+
+// The codes of the panel after this one: of the next rows, else of the next columns, else of what the
+// thread multiplies next.
+inline Ahead behind_panel(const Task& task, const PanelPlace& place, int64_t k0, int64_t k1,
+                          int64_t m1) {
+    const Matrix& w = task.w;
+    const int64_t n = place.n + place.rows;
+    const auto at = [&](int64_t k) { return k * w.code_stride / w.columns; };
+    Ahead ahead;
+    const auto add = [&](const uint8_t* row, int64_t left, int64_t from, int64_t end) {
+        ahead.add(row + at(from), std::min(kPanelRows, left), at(end) - at(from), w.code_stride);
+    };
+    if (n < task.n1) {
+        add(w.row(n), task.n1 - n, k0, k1);
+    } else if (k1 < w.columns) {
+        add(w.row(task.n0), task.n1 - task.n0, k1, std::min(w.columns, k1 + kPanelColumns));
+    } else if (w.next.at && m1 == task.num_tokens) {
+        add(w.next.at, task.n1 - task.n0, 0, std::min(w.columns, kPanelColumns));
+    }
+    return ahead;
+}
+
+// Every panel of the task against tokens m0..m1. turn(n, rows, k0, k1, first, panel) is one of the
+// above.
+template <class Turn>
+void panels_of_slice(const Task& task, const Turn& turn, int64_t m0, int64_t m1) {
+    auto& panel = *static_cast<Panel*>(task.scratch);
+    PanelPlace place{};
+    for (int64_t k0 = 0; k0 < task.w.columns; k0 += kPanelColumns) {
+        const int64_t k1 = std::min(task.w.columns, k0 + kPanelColumns);
+        gather_tokens(task, m0, m1, k0, std::min(kPanelColumns, task.x.padded - k0), panel);
+        for (place.n = task.n0; place.n < task.n1; place.n += kPanelRows) {
+            place.rows = std::min(kPanelRows, task.n1 - place.n);
+            for (int64_t r = 0; r < place.rows; ++r) {
+                place.factor[r] = factor_of_row(task, place.n + r);
+            }
+            int64_t columns = 0;
+            for (int64_t first = 0; first < place.rows; first += kLanes) {
+                const int64_t rows = std::min<int64_t>(place.rows - first, kLanes);
+                columns = turn(place.n + first, rows, k0, k1, first, panel);
+            }
+            Ahead ahead = behind_panel(task, place, k0, k1, m1);
+            const int64_t steps = (columns + kPanelPart - 1) / kPanelPart *
+                                  ((m1 - m0 + kPanelTokens - 1) / kPanelTokens);
+            const int64_t lines = ahead.lines_a_step(steps);
+            for (int64_t from = 0; from < columns; from += kPanelPart) {
+                const int64_t end = std::min(columns, from + kPanelPart);
+                panel_part(task, panel, place, from, end, m0, m1, lines, ahead);
+            }
+        }
+    }
+}
+
+template <class Turn>
+void panels(const Task& task, const Turn& turn) {
+    for_slices(task, [&](int64_t m0, int64_t m1) { panels_of_slice(task, turn, m0, m1); });
+}
+template <class Format>
+void panels_of_codes(const Task& task) {
+    panels(task, [&](int64_t n, int64_t rows, int64_t k0, int64_t k1, int64_t first, Panel& panel) {
+        return turn_codes<Format>(task.w, n, rows, k0, k1, first, panel);
+    });
+}
+
+}  // namespace
+}  // namespace m2::M2_ISA
