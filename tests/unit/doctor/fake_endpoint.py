@@ -66,12 +66,19 @@ class Endpoint:
     def __init__(self, fault: str) -> None:
         self.fault = fault
         self.running = 0
+        self.has_counted = False
         self.seen: set[str] = set()
         self.requests: list[dict[str, Any]] = []
 
     def say(self, body: dict[str, Any]) -> Spoken:
         question = next(m["content"] for m in reversed(body["messages"]) if m["role"] == "user")
         return _broken(self.fault, healthy_answer(question, body), body)
+
+    def count_running(self) -> int:
+        """Requests now; the first look still counts one that has just ended, as engines do."""
+        late = 0 if self.has_counted else 1
+        self.has_counted = True
+        return self.running + late
 
     def prompt_tokens(self, body: dict[str, Any]) -> int:
         messages, tools = body["messages"], body.get("tools", ())
@@ -153,7 +160,7 @@ class Handler(BaseHTTPRequestHandler):
         elif self.path == "/version":
             self._json(200, {"version": "0.19.1"})
         elif self.path == "/metrics" and self.endpoint.fault != "no-metrics":
-            line = f'vllm:num_requests_running{{engine="0"}} {self.endpoint.running}.0\n'
+            line = f'vllm:num_requests_running{{engine="0"}} {self.endpoint.count_running()}.0\n'
             self._send(200, line.encode(), "text/plain")
         else:
             self._json(404, {"error": {"message": "Not Found"}})
