@@ -9,7 +9,6 @@
 namespace m2::M2_ISA {
 namespace {
 
-constexpr int kInt8Tokens = 3;
 constexpr int64_t kInt8Columns = kPad;
 constexpr int64_t kTileSteps = kInt8Columns / 4;
 constexpr int64_t kMostGroups = kInt8Columns / 16;
@@ -43,49 +42,74 @@ inline void expand_slab(const Slab& slab, int64_t g0, int64_t g1, Int8Tile& tile
     }
 }
 
+// Whether sums of a group have room to begin with what its codes have too much.
+template <class Slabs>
+constexpr bool kBeginsWithOffset = kQuadsAreWide && Slabs::kHasOffset;
+
+// T rows of activations, from the first group of a tile on.
+template <int T>
+struct TileTokens {
+    const int8_t* values[T];
+    const float* scale[T];
+    const float* sum[T];
+};
+
+// Step `step` of a group against T rows: their sums of products so far, or when as many as fit 16 bits
+// are together, whole ones.
+template <class Slabs, int T, int step>
+inline void int8_tile_step(const int32_t (*codes)[kLanes], const TileTokens<T>& x, I* dots,
+                           I* whole) {
+    constexpr int kAtOnce = 2 * Slabs::kAtOnce, part = step / kAtOnce;
+    constexpr bool begins = step % kAtOnce == 0 && !kBeginsWithOffset<Slabs>;
+    I w[kTileSlabs];
+    each<kTileSlabs>([&](auto s) { w[s] = load_bytes(codes[step * kTileSlabs + s]); });
+    each<T>([&](auto t) {
+        const I value = quad(x.values[t] + 4 * step);
+        each<kTileSlabs>([&](auto s) {
+            I& sum = dots[t * kTileSlabs + s];
+            sum = begins ? quads_of(w[s], value) : add_quads(sum, w[s], value);
+            if (step % kAtOnce != kAtOnce - 1) return;
+            I& all = whole[t * kTileSlabs + s];
+            all = part == 0 ? finish_quads(sum) : add_integers(all, finish_quads(sum));
+        });
+    });
+}
+
 // T rows of activations against the tile, which begins at group g0: sums[kTileSlabs * t + s].
 template <class Format, int T>
 inline void int8_tile_block(const Int8Tile& tile, int64_t g0, int64_t groups,
-                            const Int8Activations* x, F* sums) {
+                            const Int8Activations* tokens, F* sums) {
     using Slabs = NibbleSlab<Format>;
-    constexpr int kSteps = 2 * Slabs::kVectors, kAtOnce = 2 * Slabs::kAtOnce;
-    constexpr int kSums = kTileSlabs * T;
-    each<kSums>([&](auto i) { sums[i] = zero(); });
-    for (int64_t g = 0; g < groups; ++g) {
-        const auto* codes = tile.codes[g * kSteps];
-        const int8_t* q[T];
-        each<T>([&](auto t) { q[t] = x[t].values + (g0 + g) * Slabs::kGroup; });
-        I whole[kSums];
-        each<kSteps / kAtOnce>([&](auto part) {
-            I dots[kSums];
-            each<kSums>([&](auto i) {
-                dots[i] = Slabs::template first_quads<part>(x[i / kTileSlabs], g0 + g);
+    constexpr int kSteps = 2 * Slabs::kVectors;
+    TileTokens<T> x;
+    each<T>([&](auto t) {
+        x.values[t] = tokens[t].values + g0 * Slabs::kGroup;
+        x.scale[t] = tokens[t].scale + g0;
+        x.sum[t] = tokens[t].sum + g0;
+    });
+    F acc[kTileSlabs * T];
+    each<kTileSlabs * T>([&](auto i) { acc[i] = zero(); });
+    const auto* codes = tile.codes[0];
+    for (int64_t g = 0; g < groups; ++g, codes += kSteps * kTileSlabs) {
+        I dots[kTileSlabs * T], whole[kTileSlabs * T];
+        if constexpr (kBeginsWithOffset<Slabs>) {
+            each<kTileSlabs * T>([&](auto i) { dots[i] = as_bits(splat(*x.sum[i / kTileSlabs])); });
+        }
+        each<kSteps>([&](auto step) { int8_tile_step<Slabs, T, step>(codes, x, dots, whole); });
+        each<T>([&](auto t) {
+            const F scale = splat(*x.scale[t]++), excess = splat(*x.sum[t]++);
+            x.values[t] += Slabs::kGroup;
+            each<kTileSlabs>([&](auto s) {
+                F& sum = acc[t * kTileSlabs + s];
+                I all = whole[t * kTileSlabs + s];
+                constexpr bool is_left = Slabs::kHasOffset && !kBeginsWithOffset<Slabs>;
+                if constexpr (is_left) all = add_integers(all, as_bits(excess));
+                if constexpr (!Slabs::kHasOffset) sum = fnma(load(tile.zero[g][s]), excess, sum);
+                sum = fma(integers_to_floats(all), mul(load(tile.scale[g][s]), scale), sum);
             });
-            each<kAtOnce>([&](auto i) {
-                constexpr int step = part * kAtOnce + i;
-                const I first = load_bytes(codes + step * kTileSlabs);
-                const I second = load_bytes(codes + step * kTileSlabs + 1);
-                each<T>([&](auto t) {
-                    const I value = quad(q[t] + 4 * step);
-                    dots[2 * t] = add_quads(dots[2 * t], first, value);
-                    dots[2 * t + 1] = add_quads(dots[2 * t + 1], second, value);
-                });
-            });
-            each<kSums>([&](auto i) {
-                const I done = finish_quads(dots[i]);
-                whole[i] = add_integers(
-                    part == 0 ? Slabs::first_sum(x[i / kTileSlabs], g0 + g) : whole[i], done);
-            });
-        });
-        each<kSums>([&](auto i) {
-            constexpr int t = i / kTileSlabs, s = i % kTileSlabs;
-            const F both = mul(load(tile.scale[g][s]), splat(x[t].scale[g0 + g]));
-            if constexpr (!Slabs::kHasOffset) {
-                sums[i] = fnma(load(tile.zero[g][s]), splat(x[t].sum[g0 + g]), sums[i]);
-            }
-            sums[i] = fma(integers_to_floats(whole[i]), both, sums[i]);
         });
     }
+    each<kTileSlabs * T>([&](auto i) { sums[i] = acc[i]; });
 }
 
 // One tile of one or two slabs: rows from n on, groups from g0 on.

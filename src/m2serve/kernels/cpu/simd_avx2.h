@@ -157,10 +157,19 @@ inline I add_int8(I sum, I w, I x) {
 constexpr bool kQuadsAreWide = false;
 // Rows of int8 activations that meet a slab at once: their sums are in registers.
 constexpr int kSlabTokens = 4;
+// The same for a tile: two slabs at once, and the sums of groups may leave the registers.
+constexpr int kInt8Tokens = 4;
 // Sums that stay in registers beside what they are made of.
 constexpr int kSumsAtOnce = 8;
+inline I quads_of(I u, I x) { return _mm256_maddubs_epi16(u, x); }
+// Written out: GCC 12 would make the products of a whole group before it adds them, and has no
+// registers for so many.
 inline I add_quads(I sum, I u, I x) {
-    return _mm256_add_epi16(sum, _mm256_maddubs_epi16(u, x));
+    I pairs;
+    asm("vpmaddubsw %[x], %[u], %[pairs]\n\tvpaddw %[pairs], %[sum], %[sum]"
+        : [sum] "+x"(sum), [pairs] "=&x"(pairs)
+        : [u] "x"(u), [x] "x"(x));
+    return sum;
 }
 inline I finish_quads(I sum) { return _mm256_madd_epi16(sum, _mm256_set1_epi16(1)); }
 

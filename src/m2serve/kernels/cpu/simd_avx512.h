@@ -174,8 +174,10 @@ inline I add_int8(I sum, I w, I x) {
 }
 constexpr bool kQuadsAreWide = true;
 constexpr int kSlabTokens = 8;
+constexpr int kInt8Tokens = 3;
 // Sums that stay in registers beside what they are made of.
 constexpr int kSumsAtOnce = 16;
+inline I quads_of(I u, I x) { return _mm512_dpbusd_epi32(_mm512_setzero_si512(), u, x); }
 inline I add_quads(I sum, I u, I x) { return _mm512_dpbusd_epi32(sum, u, x); }
 inline I finish_quads(I sum) { return sum; }
 
