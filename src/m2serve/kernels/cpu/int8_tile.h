@@ -158,7 +158,10 @@ void int8_tiled_slice(const Task& task, int64_t m0, int64_t m1) {
             }
             // A second slab that is not there is computed from what is left of another, not kept.
             const int64_t m = int8_tile_tokens<Format, kInt8Tokens>(task, tile, place, m0, m1, x);
-            int8_tile_tokens<Format, 1>(task, tile, place, m, m1, x + (m - m0));
+            each<kInt8Tokens - 1>([&](auto less) {
+                if (m1 - m != less + 1) return;
+                int8_tile_tokens<Format, less + 1>(task, tile, place, m, m1, x + (m - m0));
+            });
         }
     }
 }
