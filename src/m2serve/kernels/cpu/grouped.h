@@ -56,7 +56,7 @@ inline F lane_floats(int32_t type, const void* from) {
 }
 
 // A format says what its codes and scales are worth. kIsBf16: code times scale has no more than eight
-// significant bits, so that it is exact in bfloat16. kZero and kInt8Zero are the code of zero, as
+// significant bits, so that it is exact in bfloat16. kSlabFactor times slab_scales are lane_scales. kZero and kInt8Zero are the code of zero, as
 // `codes` and as `unsigned_codes` have it; -1: every group has its own.
 struct Nvfp4 {
     static constexpr int kGroup = 16;
@@ -66,6 +66,8 @@ struct Nvfp4 {
     static constexpr float kZero = 0;
     static constexpr int kInt8Zero = 12;
     static F lane_scales(const uint8_t* from) { return e4m3_floats(from); }
+    static F slab_scales(const uint8_t* from) { return small_e4m3_floats(from); }
+    static constexpr float kSlabFactor = 0x1p8f;
     static F scales(const Row& row, int64_t first, int count) {
         uint8_t buffer[kLanes];
         return lane_scales(entries<1>(row.scale, first, count, 0, buffer));
@@ -79,6 +81,8 @@ struct Nvfp4 {
 struct Mxfp4 : Nvfp4 {
     static constexpr int kGroup = 32;
     static F lane_scales(const uint8_t* from) { return e8m0_floats(from); }
+    static F slab_scales(const uint8_t* from) { return lane_scales(from); }
+    static constexpr float kSlabFactor = 1;
     static F scales(const Row& row, int64_t first, int count) {
         uint8_t buffer[kLanes];
         return lane_scales(entries<1>(row.scale, first, count, 0, buffer));
@@ -95,6 +99,8 @@ struct Int4 {
     static constexpr float kZero = asymmetric ? -1 : 0;
     static constexpr int kInt8Zero = asymmetric ? -1 : 8;
     static F lane_scales(const uint8_t* from) { return lane_floats(kind, from); }
+    static F slab_scales(const uint8_t* from) { return lane_scales(from); }
+    static constexpr float kSlabFactor = 1;
     static F scales(const Row& row, int64_t first, int count) {
         alignas(64) uint8_t buffer[kLanes * 4];
         const int shift = row.log2_groups_per_scale;

@@ -42,10 +42,6 @@ inline void expand_slab(const Slab& slab, int64_t g0, int64_t g1, Int8Tile& tile
     }
 }
 
-// Whether sums of a group have room to begin with what its codes have too much.
-template <class Slabs>
-constexpr bool kBeginsWithOffset = kQuadsAreWide && Slabs::kHasOffset;
-
 // T rows of activations, from the first group of a tile on.
 template <int T>
 struct TileTokens {
@@ -60,7 +56,7 @@ template <class Slabs, int T, int step>
 inline void int8_tile_step(const int32_t (*codes)[kLanes], const TileTokens<T>& x, I* dots,
                            I* whole) {
     constexpr int kAtOnce = 2 * Slabs::kAtOnce, part = step / kAtOnce;
-    constexpr bool begins = step % kAtOnce == 0 && !kBeginsWithOffset<Slabs>;
+    constexpr bool begins = step % kAtOnce == 0 && !Slabs::kBeginsWithOffset;
     I w[kTileSlabs];
     each<kTileSlabs>([&](auto s) { w[s] = load_bytes(codes[step * kTileSlabs + s]); });
     each<T>([&](auto t) {
@@ -92,7 +88,7 @@ inline void int8_tile_block(const Int8Tile& tile, int64_t g0, int64_t groups,
     const auto* codes = tile.codes[0];
     for (int64_t g = 0; g < groups; ++g, codes += kSteps * kTileSlabs) {
         I dots[kTileSlabs * T], whole[kTileSlabs * T];
-        if constexpr (kBeginsWithOffset<Slabs>) {
+        if constexpr (Slabs::kBeginsWithOffset) {
             each<kTileSlabs * T>([&](auto i) { dots[i] = as_bits(splat(*x.sum[i / kTileSlabs])); });
         }
         each<kSteps>([&](auto step) { int8_tile_step<Slabs, T, step>(codes, x, dots, whole); });
@@ -102,7 +98,7 @@ inline void int8_tile_block(const Int8Tile& tile, int64_t g0, int64_t groups,
             each<kTileSlabs>([&](auto s) {
                 F& sum = acc[t * kTileSlabs + s];
                 I all = whole[t * kTileSlabs + s];
-                constexpr bool is_left = Slabs::kHasOffset && !kBeginsWithOffset<Slabs>;
+                constexpr bool is_left = Slabs::kHasOffset && !Slabs::kBeginsWithOffset;
                 if constexpr (is_left) all = add_integers(all, as_bits(excess));
                 if constexpr (!Slabs::kHasOffset) sum = fnma(load(tile.zero[g][s]), excess, sum);
                 sum = fma(integers_to_floats(all), mul(load(tile.scale[g][s]), scale), sum);

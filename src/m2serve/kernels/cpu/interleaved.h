@@ -46,10 +46,12 @@ struct NibbleSlab {
     }
     static F scale(const Slab& slab, int64_t group) {
         const int64_t at = group >> slab.log2_groups_per_scale;
-        return Format::lane_scales(slab.scale + at * kLanes * Format::kScaleBytes);
+        return Format::slab_scales(slab.scale + at * kLanes * Format::kScaleBytes);
     }
     // Whether one number takes away from a sum of codes what it has too much.
     static constexpr bool kHasOffset = Format::kInt8Zero >= 0;
+    // Whether a group's first products have room for it.
+    static constexpr bool kBeginsWithOffset = kQuadsAreWide && kHasOffset;
     // What a sum of codes has too much, times the scale, where every group has its own.
     static F zeros(const Slab& slab, int64_t group, F scale) {
         const int64_t at = group >> slab.log2_groups_per_scale;
@@ -57,30 +59,34 @@ struct NibbleSlab {
     }
 
     template <int T, int kChains>
-    static void group(const Slab& slab, int64_t group, int64_t, const Int8Activations* x, F* sums) {
+    static void group(const Slab& slab, int64_t group, int64_t, const Int8Activations* x,
+                      const uint8_t* ahead, F* sums) {
         const uint8_t* from = codes(slab, group);
-        const int8_t* q[T];
-        each<T>([&](auto t) { q[t] = x[t].values + group * kGroup; });
-        I whole[T];
-        each<kVectors / kAtOnce>([&](auto part) {
-            I dots[T];
-            each<T>([&](auto t) { dots[t] = first_quads<part>(x[t], group); });
-            each<kAtOnce>([&](auto i) {
-                constexpr int v = part * kAtOnce + i;
-                __builtin_prefetch(from + v * kBytes + 2048);
-                const I packed = load_bytes(from + v * kBytes);
-                const I even = Format::unsigned_codes(low_nibbles(packed));
-                const I odd = Format::unsigned_codes(high_nibbles(packed));
-                each<T>([&](auto t) {
-                    dots[t] = add_quads(dots[t], even, quad(q[t] + 8 * v));
-                    dots[t] = add_quads(dots[t], odd, quad(q[t] + 8 * v + 4));
-                });
-            });
+        I dots[T], whole[T];
+        if constexpr (kBeginsWithOffset) {
+            each<T>([&](auto t) { dots[t] = splat_bits(x[t].offset()[group]); });
+        }
+        each<kVectors>([&](auto v) {
+            constexpr bool begins = v % kAtOnce == 0 && !kBeginsWithOffset;
+            const int64_t at = (group * kVectors + v) * kBytes;
+            if (at % 64 == 0) __builtin_prefetch(ahead + at);
+            const I packed = load_bytes(from + v * kBytes);
+            const I even = Format::unsigned_codes(low_nibbles(packed));
+            const I odd = Format::unsigned_codes(high_nibbles(packed));
             each<T>([&](auto t) {
+                const int8_t* q = x[t].values + group * kGroup + 8 * v;
+                dots[t] = begins ? quads_of(even, quad(q)) : add_quads(dots[t], even, quad(q));
+                dots[t] = add_quads(dots[t], odd, quad(q + 4));
+                if (v % kAtOnce != kAtOnce - 1) return;
                 const I done = finish_quads(dots[t]);
-                whole[t] = add_integers(part == 0 ? first_sum(x[t], group) : whole[t], done);
+                whole[t] = v < kAtOnce ? done : add_integers(whole[t], done);
             });
         });
+        if constexpr (kHasOffset && !kBeginsWithOffset) {
+            each<T>([&](auto t) {
+                whole[t] = add_integers(whole[t], splat_bits(x[t].offset()[group]));
+            });
+        }
         const F one = scale(slab, group);
         if constexpr (!kHasOffset) {
             const F zero = zeros(slab, group, one);
@@ -94,18 +100,9 @@ struct NibbleSlab {
             first = fma(integers_to_floats(whole[t]), mul(one, splat(x[t].scale[group])), first);
         });
     }
-    // Sums begin with what the codes have too much: in the first products where those have room for
-    // it, else in what those are added to.
-    template <int part>
-    static I first_quads(const Int8Activations& x, int64_t group) {
-        constexpr bool here = kHasOffset && kQuadsAreWide && part == 0;
-        return here ? splat_bits(x.offset()[group]) : no_integers();
+    static F factor(const Task& task, int64_t n) {
+        return splat(factor_of_row(task, n) * Format::kSlabFactor);
     }
-    static I first_sum(const Int8Activations& x, int64_t group) {
-        constexpr bool here = kHasOffset && !kQuadsAreWide;
-        return here ? splat_bits(x.offset()[group]) : no_integers();
-    }
-    static F factor(const Task& task, int64_t n) { return splat(factor_of_row(task, n)); }
 };
 
 // Eight bits: a vector is one step. A row has one scale, which is its factor.
@@ -116,15 +113,16 @@ struct ByteSlab {
     static constexpr bool kHasOffset = true;
 
     template <int T>
-    static void step(const uint8_t* from, const int8_t* const* q, int64_t column, I* dots) {
-        __builtin_prefetch(from + 2048);
+    static void step(const uint8_t* from, const uint8_t* ahead, const int8_t* const* q,
+                     int64_t column, I* dots) {
+        __builtin_prefetch(ahead);
         const I w = load_bytes(from);
         each<T>([&](auto t) { dots[t] = add_int8(dots[t], w, quad(q[t] + column)); });
     }
     template <int T, int kChains>
     static void group(const Slab& slab, int64_t group, int64_t columns, const Int8Activations* x,
-                      F* sums) {
-        const uint8_t* from = slab.codes + group * kVectors * kBytes;
+                      const uint8_t* ahead, F* sums) {
+        const int64_t first_byte = group * kVectors * kBytes;
         const int8_t* q[T];
         I dots[T];
         each<T>([&](auto t) {
@@ -133,7 +131,10 @@ struct ByteSlab {
         });
         const int64_t left = columns - group * kGroup;
         const int64_t end = left < kGroup ? left : kGroup;
-        for (int64_t k = 0; k < end; k += 4) step<T>(from + k * kLanes, q, k, dots);
+        for (int64_t k = 0; k < end; k += 4) {
+            const int64_t at = first_byte + k * kLanes;
+            step<T>(slab.codes + at, ahead + at, q, k, dots);
+        }
         each<T>([&](auto t) {
             F& first = sums[t * kChains];
             first = fma(integers_to_floats(dots[t]), splat(x[t].scale[group]), first);
@@ -145,56 +146,85 @@ struct ByteSlab {
     }
 };
 
-// T rows of activations from m0 on against S slabs of the task, whose first rows are n.
+// Codes are asked for so many bytes before they are read.
+constexpr int64_t kCodesAhead = 2048;
+
+// Rows n to `end`, of which slab after slab is read, then what lies at `next`.
+struct Strip {
+    int64_t n, end;
+    const uint8_t* next;
+
+    int64_t bytes(const Matrix& w) const { return (end - n) * w.code_stride; }
+};
+
+// T rows of activations from m0 on against the first slabs of S strips, which are equally long.
 template <class Slabs, int T, int S>
-inline void slab_tokens(const Task& task, const int64_t* n, int64_t m0) {
+inline void slab_tokens(const Task& task, const Strip* strips, int64_t m0) {
     // One row and zero points: two sums, so that an addition does not wait for the one before it.
     constexpr int kChains = T == 1 && !Slabs::kHasOffset ? 2 : 1;
     Int8Activations x[T];
     Slab slab[S];
     F sums[S * T * kChains];
     each<T>([&](auto t) { x[t] = int8_activations(task.x, task.token(m0 + t)); });
-    each<S>([&](auto s) { slab[s] = slab_of(task.w, n[s], Slabs::kGroup); });
+    each<S>([&](auto s) { slab[s] = slab_of(task.w, strips[s].n, Slabs::kGroup); });
     each<S * T * kChains>([&](auto i) { sums[i] = zero(); });
     const int64_t groups = (task.w.columns + Slabs::kGroup - 1) / Slabs::kGroup;
-    for (int64_t group = 0; group < groups; ++group) {
+    constexpr int64_t kGroupBytes = Slabs::kVectors * kBytes;
+    const int64_t left = strips[0].bytes(task.w);
+    const int64_t last = std::max<int64_t>(0, (left - kCodesAhead) / kGroupBytes);
+    for (int64_t group = 0; group < groups;) {
+        const bool is_last = group >= last;
+        const uint8_t* ahead[S];
         each<S>([&](auto s) {
-            Slabs::template group<T, kChains>(slab[s], group, task.w.columns, x,
-                                              sums + s * T * kChains);
+            ahead[s] = is_last ? strips[s].next - left : slab[s].codes;
+            ahead[s] += kCodesAhead;
         });
+        for (const int64_t end = is_last ? groups : std::min(last, groups); group < end; ++group) {
+            each<S>([&](auto s) {
+                Slabs::template group<T, kChains>(slab[s], group, task.w.columns, x, ahead[s],
+                                                  sums + s * T * kChains);
+            });
+        }
     }
     each<S>([&](auto s) {
-        const F factor = Slabs::factor(task, n[s]);
+        const F factor = Slabs::factor(task, strips[s].n);
         each<T>([&](auto t) {
             const F* sum = sums + (s * T + t) * kChains;
             const F total = kChains == 1 ? sum[0] : add(sum[0], sum[kChains - 1]);
-            store(task.out(m0 + t, n[s]), mul(total, factor));
+            store(task.out(m0 + t, strips[s].n), mul(total, factor));
         });
     });
 }
 
 // All rows of activations against S slabs, so that each comes from memory once.
 template <class Slabs, int S>
-inline void slab_block(const Task& task, const int64_t* n) {
+inline void slab_block(const Task& task, const Strip* strips) {
     int64_t m = 0;
     for (; m + kSlabTokens <= task.num_tokens; m += kSlabTokens) {
-        slab_tokens<Slabs, kSlabTokens, S>(task, n, m);
+        slab_tokens<Slabs, kSlabTokens, S>(task, strips, m);
     }
     each<kSlabTokens - 1>([&](auto less) {
         constexpr int left = less + 1;
-        if (task.num_tokens - m == left) slab_tokens<Slabs, left, S>(task, n, m);
+        if (task.num_tokens - m == left) slab_tokens<Slabs, left, S>(task, strips, m);
     });
 }
 
 template <class Slabs, int S>
 inline void slab_rows(const Task& task) {
     const int64_t apart = (task.n1 - task.n0) / kLanes / S * kLanes;
-    for (int64_t n = task.n0; n < task.n0 + apart; n += kLanes) {
-        int64_t at[S];
-        each<S>([&](auto s) { at[s] = n + s * apart; });
-        slab_block<Slabs, S>(task, at);
+    const uint8_t* const next = task.w.next.at ? task.w.next.at : task.w.row(task.n1);
+    Strip strips[S];
+    each<S>([&](auto s) {
+        const int64_t n = task.n0 + s * apart;
+        strips[s] = {n, n + apart, next + s * apart * task.w.code_stride};
+    });
+    for (int64_t i = 0; i < apart; i += kLanes) {
+        slab_block<Slabs, S>(task, strips);
+        each<S>([&](auto s) { strips[s].n += kLanes; });
     }
-    for (int64_t n = task.n0 + S * apart; n < task.n1; n += kLanes) slab_block<Slabs, 1>(task, &n);
+    for (Strip rest{task.n0 + S * apart, task.n1, next}; rest.n < task.n1; rest.n += kLanes) {
+        slab_block<Slabs, 1>(task, &rest);
+    }
 }
 
 template <class Slabs>

@@ -204,11 +204,12 @@ inline I bytes_to_int32(const uint8_t* from) {
 }
 inline F bytes_to_floats(const uint8_t* from) { return _mm512_cvtepi32_ps(bytes_to_int32(from)); }
 // E4M3 shifted into a half is 2^-8 of itself, subnormals included.
-inline F e4m3_floats(const uint8_t* from) {
+inline F small_e4m3_floats(const uint8_t* from) {
     const __m128i bytes = _mm_loadu_si128(reinterpret_cast<const __m128i*>(from));
     const __m256i halves = _mm256_slli_epi16(_mm256_cvtepi8_epi16(bytes), 7);
-    return mul(f16_to_float(_mm256_and_si256(halves, _mm256_set1_epi16(~0x4000))), splat(0x1p8f));
+    return f16_to_float(_mm256_and_si256(halves, _mm256_set1_epi16(~0x4000)));
 }
+inline F e4m3_floats(const uint8_t* from) { return mul(small_e4m3_floats(from), splat(0x1p8f)); }
 inline F e8m0_floats(const uint8_t* from) {
     const I power = _mm512_slli_epi32(bytes_to_int32(from), 23);
     return as_float(_mm512_max_epi32(power, _mm512_set1_epi32(0x00400000)));
