@@ -56,8 +56,9 @@ inline F lane_floats(int32_t type, const void* from) {
 }
 
 // A format says what its codes and scales are worth. kIsBf16: code times scale has no more than eight
-// significant bits, so that it is exact in bfloat16. kSlabFactor times slab_scales are lane_scales. kZero and kInt8Zero are the code of zero, as
-// `codes` and as `unsigned_codes` have it; -1: every group has its own.
+// significant bits, so that it is exact in bfloat16. kSlabFactor times slab_scales are lane_scales.
+// kZero and kInt8Zero are the code of zero, as `codes` and as `unsigned_codes` have it; -1: every group
+// has its own.
 struct Nvfp4 {
     static constexpr int kGroup = 16;
     static constexpr int kScaleBytes = 1;

@@ -115,8 +115,8 @@ struct TilePlace {
     F factor;
 };
 
-// Tokens m..m1, T at a time, added to the result; returns the first left. x: the activations of
-// token m on.
+// Tokens m..m1, T at a time: what the first columns give is stored, the rest added. Returns the first
+// token left. x: the activations of token m on.
 template <class Format, int T>
 inline int64_t int8_tile_tokens(const Task& task, const Int8Tile& tile, const TilePlace& place,
                                 int64_t m, int64_t m1, const Int8Activations* x) {
@@ -127,7 +127,8 @@ inline int64_t int8_tile_tokens(const Task& task, const Int8Tile& tile, const Ti
             constexpr int t = i / kTileSlabs, s = i % kTileSlabs;
             if (s >= place.slabs) return;
             float* to = task.out(m + t, place.n + s * kLanes);
-            store(to, fma(sums[i], place.factor, load(to)));
+            const bool adds = place.g0 > 0;
+            store(to, adds ? fma(sums[i], place.factor, load(to)) : mul(sums[i], place.factor));
         });
     }
     return m;

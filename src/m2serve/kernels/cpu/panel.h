@@ -109,22 +109,23 @@ inline void panel_block(const float (*w)[kPanelRows], const float (*x)[kLanes], 
     each<T * kPanelVectors>([&](auto i) { sums[i] = acc[i]; });
 }
 
-// `rows` sums of a row of activations, times their factors, added to c.
-inline void add_panel_sums(const F* sums, const float* factor, int64_t rows, float* c) {
+// `rows` sums of a row of activations, times their factors, to c: the first columns', or added.
+inline void put_panel_sums(const F* sums, const float* factor, int64_t rows, bool adds, float* c) {
     if (rows == kPanelRows) {
         return each<kPanelVectors>([&](auto v) {
             float* to = c + v * kLanes;
-            store(to, fma(sums[v], load(factor + v * kLanes), load(to)));
+            const F of_rows = load(factor + v * kLanes);
+            store(to, adds ? fma(sums[v], of_rows, load(to)) : mul(sums[v], of_rows));
         });
     }
     float buffer[kPanelRows];
     each<kPanelVectors>([&](auto v) { store(buffer + v * kLanes, sums[v]); });
-    for (int64_t r = 0; r < rows; ++r) c[r] += buffer[r] * factor[r];
+    for (int64_t r = 0; r < rows; ++r) c[r] = (adds ? c[r] : 0.0f) + buffer[r] * factor[r];
 }
 
 // Where a panel is in its matrix, and what its sums are multiplied with.
 struct PanelPlace {
-    int64_t n, rows;
+    int64_t n, rows, k0;
     alignas(64) float factor[kPanelRows];
 };
 
@@ -135,7 +136,8 @@ inline void panel_tokens(const Task& task, const Panel& panel, const PanelPlace&
     F sums[T * kPanelVectors];
     panel_block<T>(panel.values + from, x + from, end - from, sums);
     each<T>([&](auto t) {
-        add_panel_sums(sums + t * kPanelVectors, place.factor, place.rows, task.out(m + t, place.n));
+        put_panel_sums(sums + t * kPanelVectors, place.factor, place.rows, place.k0 + from > 0,
+                       task.out(m + t, place.n));
     });
 }
 
@@ -184,6 +186,7 @@ void panels_of_slice(const Task& task, const Turn& turn, int64_t m0, int64_t m1)
     PanelPlace place{};
     for (int64_t k0 = 0; k0 < task.w.columns; k0 += kPanelColumns) {
         const int64_t k1 = std::min(task.w.columns, k0 + kPanelColumns);
+        place.k0 = k0;
         gather_tokens(task, m0, m1, k0, std::min(kPanelColumns, task.x.padded - k0), panel);
         for (place.n = task.n0; place.n < task.n1; place.n += kPanelRows) {
             place.rows = std::min(kPanelRows, task.n1 - place.n);

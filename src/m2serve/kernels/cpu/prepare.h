@@ -1,9 +1,8 @@
 // Activations in the order in which the codes of a format unfold.
 #pragma once
 
-#include <cmath>
-
 #include "matmul.h"
+#include "quantise.h"
 #include "zip.h"
 
 namespace m2::M2_ISA {
@@ -83,67 +82,6 @@ void sum_groups(const Activations& x, const float* from, float* sum) {
         const int64_t end = k + x.group < x.columns ? k + x.group : x.columns;
         for (int64_t i = k; i < end; ++i) total += from[i];
         sum[g] = total;
-    }
-}
-
-// The code of zero of a format in which every group has its own.
-constexpr int kNoOffset = -1;
-
-// The code of zero as the products of `w` have it.
-inline int int8_zero(const Matrix& w) {
-    if (w.format == M2_INT8) return kInt8Zero;
-    if (w.format != M2_INT4) return Nvfp4::kInt8Zero;
-    return w.zero_point ? kNoOffset : Int4<M2_BF16, false>::kInt8Zero;
-}
-
-// One group: value = scale * q with |q| <= 127. A NaN makes the scale NaN.
-template <int group>
-inline void quantise_group(const float* from, int zero_code, int8_t* to, float* scale,
-                           float* sum_of_values) {
-    F most = zero();
-    for (int i = 0; i < group; i += kLanes) most = max_abs(most, load(from + i));
-    const float largest_value = largest(most);
-    const float inverse = largest_value > 0 ? 127.0f / largest_value : 0.0f;
-    const F factor = splat(std::isfinite(inverse) ? inverse : 0.0f);
-    F total = zero();
-    for (int i = 0; i < group; i += kLanes) {
-        const F q = round_to_even(mul(load(from + i), factor));
-        total = add(total, q);
-        store_int8(to + i, q);
-    }
-    const float sum_of_codes = sum(total);
-    *scale = largest_value / 127.0f + 0.0f * sum_of_codes;
-    if (zero_code == kNoOffset) {
-        *sum_of_values = sum_of_codes * *scale;
-    } else {
-        const float codes = std::isfinite(sum_of_codes) ? sum_of_codes : 0.0f;
-        const int32_t offset = -zero_code * static_cast<int32_t>(codes);
-        std::memcpy(sum_of_values, &offset, 4);
-    }
-}
-
-// Of every eight columns the even ones first.
-inline void evens_first(int8_t* codes, int64_t size) {
-    const __m128i order = _mm_setr_epi8(0, 2, 4, 6, 1, 3, 5, 7, 8, 10, 12, 14, 9, 11, 13, 15);
-    for (int64_t i = 0; i < size; i += 16) {
-        auto* at = reinterpret_cast<__m128i*>(codes + i);
-        _mm_storeu_si128(at, _mm_shuffle_epi8(_mm_loadu_si128(at), order));
-    }
-}
-
-template <int group>
-void quantise_row(const Activations& x, const float* from, int zero_code, int8_t* to, float* scale,
-                  float* sum_of_values) {
-    for (int64_t k = 0, g = 0; k < x.padded; k += group, ++g) {
-        float padded[group];
-        const float* values = from + k;
-        if (k + group > x.columns) {
-            const int64_t left = x.columns > k ? x.columns - k : 0;
-            std::memset(padded, 0, sizeof(padded));
-            std::memcpy(padded, values, static_cast<size_t>(left) * 4);
-            values = padded;
-        }
-        quantise_group<group>(values, zero_code, to + k, scale + g, sum_of_values + g);
     }
 }
 

@@ -59,12 +59,9 @@ inline const float* block_scale(const Matrix& w, int64_t n) {
 // Rows of activations that meet a tile before the next expands.
 constexpr int64_t kTokensAtOnce = 128;
 
-// Clears the task's results, then run(m0, m1) for slices of its tokens, to add to them.
+// run(m0, m1) for slices of the task's tokens.
 template <class Run>
 inline void for_slices(const Task& task, const Run& run) {
-    for (int64_t m = 0; m < task.num_tokens; ++m) {
-        std::memset(task.out(m, task.n0), 0, sizeof(float) * (task.n1 - task.n0));
-    }
     for (int64_t m0 = 0; m0 < task.num_tokens; m0 += kTokensAtOnce) {
         const int64_t left = task.num_tokens - m0;
         run(m0, m0 + (left < kTokensAtOnce ? left : kTokensAtOnce));

@@ -130,6 +130,9 @@ void tiles_of_slice(const Task& task, const Expand& expand, int64_t m0, int64_t 
 
 template <class Expand>
 void tiled(const Task& task, const Expand& expand) {
+    for (int64_t m = 0; m < task.num_tokens; ++m) {
+        std::memset(task.out(m, task.n0), 0, sizeof(float) * (task.n1 - task.n0));
+    }
     for_slices(task, [&](int64_t m0, int64_t m1) { tiles_of_slice(task, expand, m0, m1); });
 }
 
