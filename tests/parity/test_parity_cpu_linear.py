@@ -61,7 +61,7 @@ def assert_near(
 @pytest.mark.parametrize("format", FORMATS)
 def test_any_number_of_rows(format: str, columns: int, num_threads: int) -> None:
     weight = make_weight(format, 77, columns)
-    for rows in NUM_ROWS if columns == 700 else (1, 4, 5, 16):
+    for rows in NUM_ROWS if columns == 700 else (1, 4, 5, 7, 10, 16):
         x = torch.randn(rows, num_columns(weight))
         assert_near(matmul().linear(x, weight), x, weight)
 
@@ -134,7 +134,7 @@ def test_the_number_of_threads_changes_no_bit(
         torch.set_num_threads(count)
         torch.manual_seed(1)
         x = torch.randn(194, num_columns(weight))
-        results.append([matmul(activation).linear(x[:rows], weight) for rows in (1, 3, 20, 194)])
+        results.append([matmul(activation).linear(x[:rows], weight) for rows in (1, 3, 8, 20, 194)])
     torch.set_num_threads(before)
     for other in results[1:]:
         assert all(torch.equal(a, b) for a, b in zip(results[0], other, strict=True))

@@ -13,17 +13,17 @@
 namespace m2::M2_ISA {
 namespace {
 
-// From this many rows on, expanding a tile costs less than expanding codes again and again.
-constexpr int64_t kTileFrom = 5;
+// With more rows, expanding a tile costs less than expanding codes again and again; where a code is
+// one number that is later: it expands in registers.
+constexpr int64_t kMostGroupedRows = 4, kMostSpanRows = 10;
 constexpr int64_t kInt8TileFrom = 12;
+// Rows of activations whose sums with rows of weights stay in registers.
+constexpr int kRowsAtOnce = 5;
 // Columns of few rows of activations that fit the first cache beside the weights.
 constexpr int64_t kFloatColumns = 6144;
 
 constexpr int64_t kScratchBytes = std::max({int64_t{sizeof(Panel)}, int64_t{sizeof(Int8Tile)},
                                             kTileBytes});
-
-// The columns to take at once, a multiple of kPad.
-inline int64_t columns_for(int64_t num_tokens) { return kFloatColumns / num_tokens / kPad * kPad; }
 
 template <class Format>
 struct GroupedFloat {
@@ -33,6 +33,7 @@ struct GroupedFloat {
     }
     template <int M>
     static constexpr int kPlaces = 1;
+    static constexpr int64_t kMostRows = kMostGroupedRows, kColumns = kPad;
     template <int M, int R>
     static void rows(const Task& task, const int64_t* n, int64_t k0, int64_t k1, const X* x,
                      F* acc) {
@@ -46,7 +47,10 @@ struct Spans {
         return float_activations(task.x, task.token(m)).values;
     }
     template <int M>
-    static constexpr int kPlaces = std::clamp(kSumsAtOnce / (M * kSpanSums<M>), 1, 4);
+    static constexpr int kPlaces =
+        Format::kUnfoldsTogether ? kSumsAtOnce / 4
+                                 : std::clamp(kSumsAtOnce / (M * kSpanSums<Format, M>), 1, 4);
+    static constexpr int64_t kMostRows = kMostSpanRows, kColumns = 256;
     template <int M, int R>
     static void rows(const Task& task, const int64_t* n, int64_t k0, int64_t k1, const X* x,
                      F* acc) {
@@ -76,40 +80,56 @@ inline void direct_block(const Task& task, int64_t m0, const int64_t* n, int64_t
     });
 }
 
-// M rows of activations against every row of weights, in several places by turns: the processor's own
-// prefetching brings more from a few places at once than from one.
-template <class Product, int M>
-inline void direct_rows(const Task& task, int64_t m0, int64_t k0, int64_t k1) {
-    constexpr int R = Product::template kPlaces<M>;
-    typename Product::X x[M];
-    for (int m = 0; m < M; ++m) x[m] = Product::activations(task, m0 + m);
-    const int64_t apart = (task.n1 - task.n0) / R;
-    for (int64_t i = 0; i < apart; ++i) {
-        int64_t n[R];
-        each<R>([&](auto r) { n[r] = task.n0 + r * apart + i; });
-        direct_block<Product, M, R>(task, m0, n, k0, k1, x);
-    }
-    for (int64_t n = task.n0 + R * apart; n < task.n1; ++n) {
-        direct_block<Product, M, 1>(task, m0, &n, k0, k1, x);
+using DirectPasses = Passes<kRowsAtOnce, kMostSpanRows>;
+
+// All rows of activations, of which there are M if that is not 0, against R rows of weights.
+template <class Product, int M, int R>
+inline void direct_rows(const Task& task, const DirectPasses& passes, const int64_t* n, int64_t k0,
+                        int64_t k1, const typename Product::X* x) {
+    if constexpr (M > 0) {
+        direct_block<Product, M, R>(task, 0, n, k0, k1, x);
+    } else {
+        passes.each_pass([&](int64_t, int64_t m, auto rows) {
+            direct_block<Product, rows, R>(task, m, n, k0, k1, x + m);
+        });
     }
 }
 
-template <class Product>
-void direct(const Task& task) {
-    const int64_t columns_at_once = columns_for(task.num_tokens);
+// The same against every row of weights, in several places by turns: the processor's own prefetching
+// brings more from a few places at once than from one.
+template <class Product, int M>
+void direct_of(const Task& task) {
+    constexpr int R = Product::template kPlaces<M == 0 ? kRowsAtOnce : M>;
+    const DirectPasses passes(0, task.num_tokens);
+    typename Product::X x[Product::kMostRows];
+    for (int64_t m = 0; m < task.num_tokens; ++m) x[m] = Product::activations(task, m);
+    const int64_t columns_at_once =
+        kFloatColumns / task.num_tokens / Product::kColumns * Product::kColumns;
+    const int64_t apart = (task.n1 - task.n0) / R;
     for (int64_t k0 = 0; k0 < task.w.columns; k0 += columns_at_once) {
-        const int64_t left = task.w.columns - k0;
-        const int64_t k1 = k0 + (left < columns_at_once ? left : columns_at_once);
-        int64_t m = 0;
-        for (; m + 4 <= task.num_tokens; m += 4) direct_rows<Product, 4>(task, m, k0, k1);
-        if (task.num_tokens - m == 3) {
-            direct_rows<Product, 3>(task, m, k0, k1);
-        } else if (task.num_tokens - m == 2) {
-            direct_rows<Product, 2>(task, m, k0, k1);
-        } else if (task.num_tokens - m == 1) {
-            direct_rows<Product, 1>(task, m, k0, k1);
+        const int64_t k1 = std::min(task.w.columns, k0 + columns_at_once);
+        for (int64_t i = 0; i < apart; ++i) {
+            int64_t n[R];
+            each<R>([&](auto r) { n[r] = task.n0 + r * apart + i; });
+            direct_rows<Product, M, R>(task, passes, n, k0, k1, x);
+        }
+        for (int64_t n = task.n0 + R * apart; n < task.n1; ++n) {
+            direct_rows<Product, M, 1>(task, passes, &n, k0, k1, x);
         }
     }
+}
+
+// At most kMostRows rows of activations.
+template <class Product>
+void direct(const Task& task) {
+    constexpr int64_t kMost = Product::kMostRows;
+    if constexpr (kMost > kRowsAtOnce) {
+        if (task.num_tokens > kRowsAtOnce) return direct_of<Product, 0>(task);
+    }
+    each<std::min<int64_t>(kMost, kRowsAtOnce)>([&](auto less) {
+        constexpr int M = less + 1;
+        if (task.num_tokens == M) direct_of<Product, M>(task);
+    });
 }
 
 // By tiles or panels that `expand` makes, row by row.
@@ -137,7 +157,7 @@ void spans(const Task& task) {
         if (task.x.kind == ActivationKind::kBf16) return bf16_rows(task);
     }
 #endif
-    if (task.num_tokens < kTileFrom && task.x.kind == ActivationKind::kFloat) {
+    if (task.num_tokens <= kMostSpanRows && task.x.kind == ActivationKind::kFloat) {
         return direct<Spans<Format>>(task);
     }
     if constexpr (Format::kUnfoldsInLanes) {
@@ -155,7 +175,7 @@ void grouped(const Task& task) {
         return task.num_tokens < kInt8TileFrom ? slabs<NibbleSlab<Format>>(task)
                                                : int8_tiled<Format>(task);
     }
-    if (task.num_tokens < kTileFrom && task.x.kind == ActivationKind::kFloat) {
+    if (task.num_tokens <= kMostGroupedRows && task.x.kind == ActivationKind::kFloat) {
         return direct<GroupedFloat<Format>>(task);
     }
     expanded(task, [&](int64_t n, int64_t k0, int64_t k1, float* to) {

@@ -17,9 +17,10 @@ constexpr int kPanelVectors = 2;
 constexpr int64_t kPanelRows = kPanelVectors * kLanes;
 constexpr int64_t kPanelColumns = 32 * kLanes;  // whole superblocks of scales
 // Of those, what the first cache keeps while rows of activations come by.
-constexpr int64_t kPanelPart = 16 * kLanes;
+constexpr int64_t kPanelPart = 256;
 constexpr int64_t kPanelBlocks = (kTokensAtOnce + kPanelTokens - 1) / kPanelTokens;
-static_assert(kPanelTokens <= kLanes);
+static_assert(kPanelTokens <= kLanes && kPanelColumns % kPanelPart == 0);
+using PanelPasses = Passes<kPanelTokens, kTokensAtOnce>;
 
 struct Panel {
     alignas(64) float values[kPanelColumns][kPanelRows];
@@ -69,14 +70,14 @@ inline int64_t turn_codes(const Matrix& w, int64_t n, int64_t rows, int64_t k0, 
     return (k1 - k0 + kUnit - 1) / kUnit * kUnit;
 }
 
-// Columns k0.. of tokens m0..m1.
-inline void gather_tokens(const Task& task, int64_t m0, int64_t m1, int64_t k0, int64_t columns,
+// Columns k0.. of the tokens of every pass.
+inline void gather_tokens(const Task& task, const PanelPasses& passes, int64_t k0, int64_t columns,
                           Panel& panel) {
-    for (int64_t m = m0; m < m1; m += kPanelTokens) {
-        auto* to = panel.tokens[(m - m0) / kPanelTokens];
+    for (int64_t i = 0; i < passes.count; ++i) {
+        auto* to = panel.tokens[i];
         const float* from[kLanes];
         for (int64_t t = 0; t < kLanes; ++t) {  // a token that is not there is another again
-            const int64_t token = task.token(std::min(m + std::min<int64_t>(t, kPanelTokens), m1 - 1));
+            const int64_t token = task.token(std::min(passes.starts[i] + t, passes.starts[i + 1] - 1));
             from[t] = static_cast<const float*>(task.x.values) + token * task.x.padded + k0;
         }
         for (int64_t k = 0; k < columns; k += kLanes) {
@@ -142,18 +143,10 @@ inline void panel_tokens(const Task& task, const Panel& panel, const PanelPlace&
 }
 
 inline void panel_part(const Task& task, const Panel& panel, const PanelPlace& place, int64_t from,
-                       int64_t end, int64_t m0, int64_t m1, int64_t lines_ahead, Ahead& ahead) {
-    int64_t m = m0;
-    for (; m + kPanelTokens <= m1; m += kPanelTokens) {
+                       int64_t end, const PanelPasses& passes, int64_t lines_ahead, Ahead& ahead) {
+    passes.each_pass([&](int64_t pass, int64_t m, auto tokens) {
         ahead.ask(lines_ahead);
-        const auto* x = panel.tokens[(m - m0) / kPanelTokens];
-        panel_tokens<kPanelTokens>(task, panel, place, from, end, m, x);
-    }
-    each<kPanelTokens - 1>([&](auto less) {
-        if (m1 - m != less + 1) return;
-        ahead.ask(lines_ahead);
-        const auto* x = panel.tokens[(m - m0) / kPanelTokens];
-        panel_tokens<less + 1>(task, panel, place, from, end, m, x);
+        panel_tokens<tokens>(task, panel, place, from, end, m, panel.tokens[pass]);
     });
 }
 
@@ -184,10 +177,11 @@ template <class Turn>
 void panels_of_slice(const Task& task, const Turn& turn, int64_t m0, int64_t m1) {
     auto& panel = *static_cast<Panel*>(task.scratch);
     PanelPlace place{};
+    const PanelPasses passes(m0, m1);
     for (int64_t k0 = 0; k0 < task.w.columns; k0 += kPanelColumns) {
         const int64_t k1 = std::min(task.w.columns, k0 + kPanelColumns);
         place.k0 = k0;
-        gather_tokens(task, m0, m1, k0, std::min(kPanelColumns, task.x.padded - k0), panel);
+        gather_tokens(task, passes, k0, std::min(kPanelColumns, task.x.padded - k0), panel);
         for (place.n = task.n0; place.n < task.n1; place.n += kPanelRows) {
             place.rows = std::min(kPanelRows, task.n1 - place.n);
             for (int64_t r = 0; r < place.rows; ++r) {
@@ -199,12 +193,11 @@ void panels_of_slice(const Task& task, const Turn& turn, int64_t m0, int64_t m1)
                 columns = turn(place.n + first, rows, k0, k1, first, panel);
             }
             Ahead ahead = behind_panel(task, place, k0, k1, m1);
-            const int64_t steps = (columns + kPanelPart - 1) / kPanelPart *
-                                  ((m1 - m0 + kPanelTokens - 1) / kPanelTokens);
+            const int64_t steps = (columns + kPanelPart - 1) / kPanelPart * passes.count;
             const int64_t lines = ahead.lines_a_step(steps);
             for (int64_t from = 0; from < columns; from += kPanelPart) {
                 const int64_t end = std::min(columns, from + kPanelPart);
-                panel_part(task, panel, place, from, end, m0, m1, lines, ahead);
+                panel_part(task, panel, place, from, end, passes, lines, ahead);
             }
         }
     }

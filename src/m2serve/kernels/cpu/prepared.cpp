@@ -9,6 +9,8 @@ namespace {
 
 // With fewer rows the product with float32 activations reads the codes in place.
 constexpr int64_t kBf16From = 5;
+// Columns behind a row of activations: whole units of every format.
+constexpr int64_t kApart = 128;
 // More turned activations than this have left the caches before they are read.
 constexpr int64_t kStreamedBytes = int64_t{4} << 20;
 // Numbers that are prepared before another thread would have begun to help.
@@ -40,6 +42,18 @@ int64_t scale_bytes(const m2_weight& weight) {
         case M2_INT4: return weight.columns / weight.group * type_bytes(weight.scale_type);
         case M2_INT8: return type_bytes(weight.scale_type);
         default: return 0;
+    }
+}
+
+// Of a row of activations. Those that a kernel reads side by side do not begin a power of two apart:
+// they would all lie in the same few lines of the first cache.
+int64_t padded_columns(const m2_weight& weight, ActivationKind kind) {
+    switch (kind) {
+        case ActivationKind::kTiles:
+            return round_up(weight.columns, 2 * kSlabColumns) + kSlabColumns;
+        case ActivationKind::kTurned: return weight.columns;
+        case ActivationKind::kInt8: return round_up(weight.columns, kPad);
+        default: return round_up(weight.columns, kPad) + kApart;
     }
 }
 
@@ -112,10 +126,7 @@ Activations make_activations(const m2_weight& weight, ActivationKind kind, int64
     x.group = weight.format == M2_NVFP4 ? 16 : 32;
     x.columns = weight.columns;
     const bool tiles = kind == ActivationKind::kTiles, turned = kind == ActivationKind::kTurned;
-    // An odd number of cache lines: the rows of a tile do not all map to the same few.
-    x.padded = tiles ? round_up(weight.columns, 2 * kSlabColumns) + kSlabColumns
-             : turned ? weight.columns
-                      : round_up(weight.columns, kPad);
+    x.padded = padded_columns(weight, kind);
     if (tiles) num_rows += kSlabRows - 1;
     if (turned) num_rows = round_up(num_rows, kSlabRows);
     const int64_t size = kind == ActivationKind::kFloat ? 4 : kind == ActivationKind::kInt8 ? 1 : 2;

@@ -160,6 +160,8 @@ constexpr int kSlabTokens = 4;
 // The same for a tile: two slabs at once, and the sums of groups may leave the registers.
 constexpr int kInt8Tokens = 4;
 // Sums that stay in registers beside what they are made of.
+// What is loaded once is not loaded again for every use, which is what GCC makes of it.
+inline void stay_in_register(F& value) { asm("" : "+x"(value)); }
 constexpr int kSumsAtOnce = 8;
 inline I quads_of(I u, I x) { return _mm256_maddubs_epi16(u, x); }
 // Written out: GCC 12 would make the products of a whole group before it adds them, and has no

@@ -176,6 +176,12 @@ constexpr bool kQuadsAreWide = true;
 constexpr int kSlabTokens = 8;
 constexpr int kInt8Tokens = 3;
 // Sums that stay in registers beside what they are made of.
+// What is loaded once is not loaded again for every use, which is what GCC makes of it.
+inline void stay_in_register(F& value) {
+#ifndef M2_EMULATE_AVX512
+    asm("" : "+v"(value));
+#endif
+}
 constexpr int kSumsAtOnce = 16;
 inline I quads_of(I u, I x) { return _mm512_dpbusd_epi32(_mm512_setzero_si512(), u, x); }
 inline I add_quads(I sum, I u, I x) { return _mm512_dpbusd_epi32(sum, u, x); }

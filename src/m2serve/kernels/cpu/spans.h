@@ -1,6 +1,8 @@
 // Formats of one to four bytes a column. A unit is one vector of codes; it unfolds into 4 / size
 // float vectors, whose order the activations share. FP8 has a scale for every span of columns.
 // kUnfoldsInLanes: what unfolds from 32 bits is in the same 32 bits of those vectors.
+// kUnfoldsTogether: so simply that several rows of codes can at once, in registers, and share what
+// they load of the activations.
 #pragma once
 
 #include "grouped.h"
@@ -11,6 +13,7 @@ namespace {
 struct Bf16 {
     static constexpr int kVectors = 2;
     static constexpr bool kScaled = false;
+    static constexpr bool kUnfoldsTogether = true;
     static constexpr bool kUnfoldsInLanes = true;
     template <int v>
     static F vector(I raw) {
@@ -20,6 +23,7 @@ struct Bf16 {
 struct F16 {
     static constexpr int kVectors = 2;
     static constexpr bool kScaled = false;
+    static constexpr bool kUnfoldsTogether = true;
     static constexpr bool kUnfoldsInLanes = false;
     template <int v>
     static F vector(I raw) {
@@ -29,6 +33,7 @@ struct F16 {
 struct F32 {
     static constexpr int kVectors = 1;
     static constexpr bool kScaled = false;
+    static constexpr bool kUnfoldsTogether = true;
     static constexpr bool kUnfoldsInLanes = true;
     template <int v>
     static F vector(I raw) {
@@ -38,6 +43,7 @@ struct F32 {
 struct Int8 {  // times 2^24
     static constexpr int kVectors = 4;
     static constexpr bool kScaled = false;
+    static constexpr bool kUnfoldsTogether = true;
     static constexpr bool kUnfoldsInLanes = true;
     template <int v>
     static F vector(I raw) {
@@ -49,6 +55,7 @@ struct Int8 {  // times 2^24
 struct Fp8 {
     static constexpr int kVectors = 4;
     static constexpr bool kScaled = true;
+    static constexpr bool kUnfoldsTogether = false;
     static constexpr bool kUnfoldsInLanes = false;
     template <int v>
     static F vector(I raw) {
@@ -67,45 +74,63 @@ __attribute__((always_inline)) inline void unfold(I raw, const Put& put) {
 
 // Sums of a row of codes and one of activations: several where few rows would leave the multipliers
 // waiting for one another.
-template <int M>
-constexpr int kSpanSums = M == 1 ? 4 : M <= 4 ? 2 : 1;
+template <class Format, int M>
+constexpr int kSpanSums =
+    M == 1 ? 4 : M == 2 || (M <= 4 && !Format::kUnfoldsTogether) ? 2 : 1;
 
 // The sums of M rows of activations with each of R rows of codes over columns k0..k1: total[r * M + m],
 // which does not depend on R.
 template <class Format, int M, int R>
 inline void span(const uint8_t* const* codes, int64_t k0, int64_t k1, const float* const* x,
                  F* total) {
-    constexpr int kSums = kSpanSums<M>;
-    constexpr int kUnits = kSums <= Format::kVectors ? 1 : kSums / Format::kVectors;
-    constexpr int kUnit = Format::kVectors * kLanes;  // columns
+    constexpr int kSums = kSpanSums<Format, M>;
+    constexpr int kUnit = Format::kVectors * kLanes, kSize = kBytesPerColumn<Format>;
+    constexpr int kLine = 64, kTogether = Format::kUnfoldsTogether && M > 1 ? R : 1;
+    constexpr int kUnits = std::max(kTogether > 1 ? kLine / kBytes : 1, kSums / Format::kVectors);
+    constexpr int kLines = (kBytes + kLine - 1) / kLine;
     F sums[R * M * kSums];
     each<R * M * kSums>([&](auto i) { sums[i] = zero(); });
-    const auto unit = [&](I raw, int64_t at, auto r, auto index) {
-        unfold<Format>(raw, [&](F w, auto v) {
+    // Rows r.. of codes, one unit of each, against the activations of columns `at`..
+    const auto unit = [&](const I* raw, int64_t at, auto r, auto index)
+                          __attribute__((always_inline)) {
+        each<Format::kVectors>([&](auto v) {
             constexpr int s = (index * Format::kVectors + v) % kSums;
+            F w[kTogether];
+            each<kTogether>([&](auto i) { w[i] = Format::template vector<v>(raw[i]); });
             each<M>([&](auto m) {
-                F& one = sums[(r * M + m) * kSums + s];
-                one = fma(w, load(x[m] + at + v * kLanes), one);
+                F value = load(x[m] + at + v * kLanes);
+                if constexpr (kTogether > 1) stay_in_register(value);
+                each<kTogether>([&](auto i) {
+                    F& one = sums[((r + i) * M + m) * kSums + s];
+                    one = fma(w[i], value, one);
+                });
             });
         });
     };
-    constexpr int kSize = kBytesPerColumn<Format>;
-    constexpr int kLine = 64, kLines = (kUnit * kSize + kLine - 1) / kLine;
     int64_t k = k0;
     for (; k + kUnits * kUnit <= k1; k += kUnits * kUnit) {
         each<kUnits>([&](auto u) {
             const int64_t at = k + u * kUnit;
-            each<R>([&](auto r) {
-                const uint8_t* from = codes[r] + at * kSize;
-                each<kLines>([&](auto i) { __builtin_prefetch(from + 2048 + i * kLine); });
-                unit(load_bytes(from), at, r, u);
+            each<R / kTogether>([&](auto turn) {
+                constexpr int r = turn * kTogether;
+                I raw[kTogether];
+                each<kTogether>([&](auto i) {
+                    const uint8_t* from = codes[r + i] + at * kSize;
+                    each<kLines>([&](auto l) { __builtin_prefetch(from + 2048 + l * kLine); });
+                    raw[i] = load_bytes(from);
+                });
+                unit(raw, at, std::integral_constant<int, r>{}, u);
             });
         });
     }
     for (; k < k1; k += kUnit) {
-        each<R>([&](auto r) {
-            unit(load_unit(codes[r] + k * kSize, (k1 - k) * kSize), k, r,
-                 std::integral_constant<int, 0>{});
+        each<R / kTogether>([&](auto turn) {
+            constexpr int r = turn * kTogether;
+            I raw[kTogether];
+            each<kTogether>([&](auto i) {
+                raw[i] = load_unit(codes[r + i] + k * kSize, (k1 - k) * kSize);
+            });
+            unit(raw, k, std::integral_constant<int, r>{}, std::integral_constant<int, 0>{});
         });
     }
     each<R * M>([&](auto i) {

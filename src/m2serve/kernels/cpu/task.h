@@ -68,6 +68,29 @@ inline void for_slices(const Task& task, const Run& run) {
     }
 }
 
+// Rows of activations in as few passes of at most kAtOnce as there can be, of about the same size: a
+// pass of one or two takes as long as one of four.
+template <int64_t kAtOnce, int64_t kMostRows>
+struct Passes {
+    Passes(int64_t m0, int64_t m1) : count((m1 - m0 + kAtOnce - 1) / kAtOnce) {
+        for (int64_t i = 0; i <= count; ++i) starts[i] = m0 + (count ? (m1 - m0) * i / count : 0);
+    }
+    // run(pass, m, the rows, as a constant) for every pass.
+    template <class Run>
+    void each_pass(const Run& run) const {
+        for (int64_t i = 0; i < count; ++i) {
+            each<kAtOnce>([&](auto less) {
+                constexpr int64_t kRows = kAtOnce - less;
+                if (starts[i + 1] - starts[i] == kRows) {
+                    run(i, starts[i], std::integral_constant<int, kRows>{});
+                }
+            });
+        }
+    }
+
+    int64_t count, starts[(kMostRows + kAtOnce - 1) / kAtOnce + 1];
+};
+
 inline Int8Activations int8_activations(const Activations& x, int64_t token) {
     const int64_t group = token * (x.padded / x.group);
     return {static_cast<const int8_t*>(x.values) + token * x.padded, x.scale + group,
