@@ -103,6 +103,7 @@ void direct_of(const Task& task) {
     const DirectPasses passes(0, task.num_tokens);
     typename Product::X x[Product::kMostRows];
     for (int64_t m = 0; m < task.num_tokens; ++m) x[m] = Product::activations(task, m);
+    static_assert(kFloatColumns / Product::kMostRows >= Product::kColumns);  // 0 would never end
     const int64_t columns_at_once =
         kFloatColumns / task.num_tokens / Product::kColumns * Product::kColumns;
     const int64_t apart = (task.n1 - task.n0) / R;
