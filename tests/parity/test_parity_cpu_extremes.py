@@ -173,7 +173,7 @@ def test_subnormal_activations(format: str, tiny: float) -> None:
 def test_what_is_not_finite_stays_in_its_row(format: str, wrong: float) -> None:
     weight = tamed(make_weight(format, 16, 640))
     for activation in activations_of(weight, format):
-        for num_tokens in (3, 8):
+        for num_tokens in (3, 8, 20):
             x = torch.randn(num_tokens, num_columns(weight))
             expected = matmul(activation).linear(x, weight)
             x[1, 37] = wrong
@@ -182,6 +182,19 @@ def test_what_is_not_finite_stays_in_its_row(format: str, wrong: float) -> None:
             assert torch.equal(y[others], expected[others])
             # Rows of weights that are zero there may hide an infinity, as they do in PyTorch.
             assert not y[1, 4:].isfinite().all()
+
+
+@pytest.mark.parametrize("num_tokens", [1, 8, 20])
+def test_int8_products_of_the_largest_codes(num_tokens: int) -> None:
+    """Nothing on their way to 32 bits saturates, whichever sign they have."""
+    columns = 640
+    weight = Int8Weight(
+        torch.full((16, columns), -128, dtype=torch.int8), torch.ones(16, dtype=torch.bfloat16)
+    )
+    for sign in (-1, 1):
+        x = torch.full((num_tokens, columns), 127.0 * sign)
+        y = matmul("int8").linear(x, weight)
+        assert torch.equal(y, torch.full_like(y, -128.0 * 127 * sign * columns))
 
 
 @pytest.mark.parametrize("format", ["nvfp4", "fp8", "int8", "bf16"])

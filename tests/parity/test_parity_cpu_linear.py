@@ -190,8 +190,8 @@ def test_int8_activations_leave_weights_alone_that_have_no_slabs(
 
 @pytest.mark.parametrize("columns", [4, 28, 36, 508, 516])
 def test_int8_activations_of_part_of_a_group(columns: int) -> None:
-    weight = make_weight("int8", 16, columns)
-    for rows in (1, 2, 7):
+    weight = make_weight("int8", 24, columns)
+    for rows in (1, 2, 7, 13):
         x = torch.randn(rows, columns)
         y = matmul("int8").linear(x, weight)
         assert_near(y, rounded_to_int8(x, 32), weight, offset_codes=True)

@@ -13,7 +13,7 @@
 namespace m2::M2_ISA {
 namespace {
 
-constexpr int kPanelVectors = 2;
+constexpr int kPanelVectors = 2;  // of TwoSums
 constexpr int64_t kPanelRows = kPanelVectors * kLanes;
 constexpr int64_t kPanelColumns = 32 * kLanes;  // whole superblocks of scales
 // Of those, what the first cache keeps while rows of activations come by.
@@ -93,21 +93,20 @@ inline void gather_tokens(const Task& task, const PanelPasses& passes, int64_t k
 template <int T>
 inline void panel_block(const float (*w)[kPanelRows], const float (*x)[kLanes], int64_t columns,
                         F* sums) {
-    F acc[T * kPanelVectors];
-    each<T * kPanelVectors>([&](auto i) { acc[i] = zero(); });
-    // Unrolled any further, GCC 12 mixes the columns and has no registers left.
-    for (int64_t k = 0; k < columns; ++k) {
-        F of_column[kPanelVectors];
-        each<kPanelVectors>([&](auto v) { of_column[v] = load(w[k] + v * kLanes); });
-        each<T>([&](auto t) {
-            const F value = splat(x[k][t]);
-            each<kPanelVectors>([&](auto v) {
-                F& one = acc[t * kPanelVectors + v];
-                one = fma(of_column[v], value, one);
-            });
-        });
+    TwoSums acc[T];
+    each<T>([&](auto t) { acc[t] = {zero(), zero()}; });
+    const float *from = w[0], *values = x[0];
+    // Few instructions beside the products: where another thread keeps the processor's core busy, they
+    // are what it has too few of.
+#pragma GCC unroll kPanelUnroll
+    for (int64_t k = 0; k < columns; ++k, from += kPanelRows, values += kLanes) {
+        const F first = load(from), second = load(from + kLanes);
+        each<T>([&](auto t) { acc[t] = add_products(acc[t], first, second, values[t]); });
     }
-    each<T * kPanelVectors>([&](auto i) { sums[i] = acc[i]; });
+    each<T>([&](auto t) {
+        sums[t * kPanelVectors] = acc[t].a;
+        sums[t * kPanelVectors + 1] = acc[t].b;
+    });
 }
 
 // `rows` sums of a row of activations, times their factors, to c: the first columns', or added.

@@ -19,8 +19,9 @@ constexpr int kBytes = 32;
 // Signed bytes times signed bytes needs no offset here: the sign moves to the other operand.
 constexpr int kInt8Zero = 0;
 constexpr bool kHasBf16Dot = false;
-// Rows of activations whose sums with a panel of weights are in registers.
+// Rows of activations whose sums with a panel of weights are in registers, and columns at a time.
 constexpr int kPanelTokens = 6;
+constexpr int kPanelUnroll = 4;
 
 inline F zero() { return _mm256_setzero_ps(); }
 inline F splat(float value) { return _mm256_set1_ps(value); }
@@ -29,6 +30,19 @@ inline void store(float* to, F value) { _mm256_storeu_ps(to, value); }
 inline F mul(F a, F b) { return _mm256_mul_ps(a, b); }
 inline F add(F a, F b) { return _mm256_add_ps(a, b); }
 inline F fma(F a, F b, F c) { return _mm256_fmadd_ps(a, b, c); }
+struct TwoSums {
+    F a, b;
+};
+// The sums and what u and v are times x. Written out: GCC 12 would load several columns' numbers before
+// it multiplies any, and has no registers for so many. By value: by reference it keeps them in memory.
+inline TwoSums add_products(TwoSums sums, F u, F v, const float& x) {
+    F a = sums.a, b = sums.b, value;
+    asm("vbroadcastss %[x], %[value]\n\t"
+        "vfmadd231ps %[value], %[u], %[a]\n\tvfmadd231ps %[value], %[v], %[b]"
+        : [a] "+x"(a), [b] "+x"(b), [value] "=&x"(value)
+        : [u] "x"(u), [v] "x"(v), [x] "m"(x));
+    return {a, b};
+}
 inline F fnma(F a, F b, F c) { return _mm256_fnmadd_ps(a, b, c); }
 
 inline F round_to_even(F value) {
@@ -160,9 +174,9 @@ constexpr int kSlabTokens = 4;
 // The same for a tile: two slabs at once, and the sums of groups may leave the registers.
 constexpr int kInt8Tokens = 4;
 // Sums that stay in registers beside what they are made of.
+constexpr int kSumsAtOnce = 8;
 // What is loaded once is not loaded again for every use, which is what GCC makes of it.
 inline void stay_in_register(F& value) { asm("" : "+x"(value)); }
-constexpr int kSumsAtOnce = 8;
 inline I quads_of(I u, I x) { return _mm256_maddubs_epi16(u, x); }
 // Written out: GCC 12 would make the products of a whole group before it adds them, and has no
 // registers for so many.

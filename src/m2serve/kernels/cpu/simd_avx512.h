@@ -22,6 +22,7 @@ constexpr int kInt8Zero = 128;
 constexpr bool kHasBf16Dot = true;
 // Rows of activations whose sums with a panel of weights are in registers.
 constexpr int kPanelTokens = 12;
+constexpr int kPanelUnroll = 1;
 // The same of bfloat16 activations and rows of a tile.
 constexpr int kTileTokens = 6, kTileRows = 4;
 
@@ -32,6 +33,14 @@ inline void store(float* to, F value) { _mm512_storeu_ps(to, value); }
 inline F mul(F a, F b) { return _mm512_mul_ps(a, b); }
 inline F add(F a, F b) { return _mm512_add_ps(a, b); }
 inline F fma(F a, F b, F c) { return _mm512_fmadd_ps(a, b, c); }
+struct TwoSums {
+    F a, b;
+};
+// The sums and what u and v are times x.
+inline TwoSums add_products(TwoSums sums, F u, F v, const float& x) {
+    const F value = splat(x);
+    return {fma(u, value, sums.a), fma(v, value, sums.b)};
+}
 inline F fnma(F a, F b, F c) { return _mm512_fnmadd_ps(a, b, c); }
 
 inline F round_to_even(F value) {
@@ -176,13 +185,13 @@ constexpr bool kQuadsAreWide = true;
 constexpr int kSlabTokens = 8;
 constexpr int kInt8Tokens = 3;
 // Sums that stay in registers beside what they are made of.
+constexpr int kSumsAtOnce = 16;
 // What is loaded once is not loaded again for every use, which is what GCC makes of it.
 inline void stay_in_register(F& value) {
 #ifndef M2_EMULATE_AVX512
     asm("" : "+v"(value));
 #endif
 }
-constexpr int kSumsAtOnce = 16;
 inline I quads_of(I u, I x) { return _mm512_dpbusd_epi32(_mm512_setzero_si512(), u, x); }
 inline I add_quads(I sum, I u, I x) { return _mm512_dpbusd_epi32(sum, u, x); }
 inline I finish_quads(I sum) { return sum; }
